@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from broker.errors import ApiError
 from broker.ordering.references import hash_source
 from broker.orders import DEFAULT_PRIORITY, PRIORITIES, Order, OrderRequest, Plan, Quote
 from storage.batches import StoredBatch
@@ -40,6 +42,17 @@ class BatchDetails:
         return StoredBatch(
             **vars(self), id=first.batch, caller=first.caller, created_at=first.created_at, updated_at=first.created_at
         )
+
+
+@contextmanager
+def naming_order(number: int, count: int) -> Iterator[None]:
+    """Let an `ApiError` about one of several orders say which. number: from 1."""
+    try:
+        yield
+    except ApiError as error:
+        if count > 1:
+            error.message = f"Request {number} of {count}: {error.message}"
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

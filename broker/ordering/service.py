@@ -19,6 +19,7 @@ from broker.ordering.drafts import (
     TaskBase,
     build_tasks,
     combined_fingerprint,
+    naming_order,
     request_fingerprint,
 )
 from broker.ordering.idempotency import FoundRecord, Idempotency
@@ -171,9 +172,10 @@ class OrderService:
     ) -> list[list[StoredImage]]:
         """Store the references of each order; their positions are counted over all of them."""
         stored, count = list[list[StoredImage]](), 0
-        for order in orders:
+        for number, order in enumerate(orders, 1):
             model = order.plan.order.params.model
-            stored.append(await self.references.store(caller, owner, order.request, model, first=count))
+            with naming_order(number, len(orders)):
+                stored.append(await self.references.store(caller, owner, order.request, model, first=count))
             count += len(stored[-1])
         return stored
 

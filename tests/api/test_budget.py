@@ -14,6 +14,7 @@ import pytest
 
 from broker.bootstrap import database_for
 from broker.errors import ApiError
+from broker.ordering.drafts import BatchDetails, PlannedOrder
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
@@ -53,6 +54,23 @@ async def brokers(
     async with AsyncExitStack() as stack:
         one = await stack.enter_async_context(still(tmp_path, clock, **settings))
         yield one, await stack.enter_async_context(still(tmp_path, clock, **settings))
+
+
+async def test_batch_of_different_orders_fits_as_a_whole_or_not_at_all(brokers: tuple[Services, Services]) -> None:
+    services, _ = brokers
+    details = BatchDetails(dialect="gemini", name="", model="nano-banana")
+
+    async def order_batch(images: int) -> int:
+        requests = [replace(FOX, params=ImageParams(prompt=f"fox {number}")) for number in range(images)]
+        orders = [PlannedOrder(request=one, plan=await services.orders.plan(one)) for one in requests]
+        return len((await services.orders.create_together("local", orders, details)).tasks)
+
+    with pytest.raises(ApiError) as raised:
+        await order_batch(IMAGES + 1)
+    assert raised.value.code == "quota_exceeded"
+    assert await reserved_today(services) == 0
+    assert await order_batch(IMAGES) == IMAGES
+    assert await reserved_today(services) == to_micros(BUDGET)
 
 
 async def reserved_today(services: Services) -> int:

@@ -58,7 +58,7 @@ def _parse_size(text: str) -> int:
 
 
 _CURSOR_TEXT: Final = ParsedText(_parse_cursor, {"type": "string", "description": "of the page before"})
-_SIZE_TEXT: Final = ParsedText(
+SIZE_TEXT: Final = ParsedText(
     _parse_size, {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999_999}, EMPTY]}
 )
 
@@ -66,7 +66,7 @@ _SIZE_TEXT: Final = ParsedText(
 class FilesQuery(QueryModel):
     """Query of a list of files, as either dialect spells it."""
 
-    page_size: Annotated[int, _SIZE_TEXT, Field(description="length of a page")] = MAX_LIMIT
+    page_size: Annotated[int, SIZE_TEXT, Field(description="length of a page")] = MAX_LIMIT
     page_token: Annotated[tuple[float, str] | None, _CURSOR_TEXT] = None
     cursor: Annotated[tuple[float, str] | None, _CURSOR_TEXT] = None
 

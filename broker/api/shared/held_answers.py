@@ -24,8 +24,9 @@ from broker.api.http.responses import to_json, warning_headers
 from broker.api.http.waiting import wait_while_connected
 from broker.api.shared.task_errors import still_running
 from broker.errors import ApiError
+from broker.ordering.drafts import BatchDetails, PlannedOrder, naming_order
 from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
-from broker.ordering.service import OrderService
+from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.tasks.queries import TaskQueries
@@ -105,23 +106,51 @@ class HeldAnswers:
         ignored: fields that the dialect does not use. spelling: names of fields in the native API → in the dialect.
         Raises `ApiError`; then nothing was ordered.
         """
+        planned = await self._plan(request, order, self.hold_seconds if is_held else RETRY_WINDOW_SECONDS)
+        created = await self.orders.create(caller_of(request).name, planned.request, planned.plan)
+        unused = _listed_names((*(spelling.get(name, name) for name in planned.plan.ignored), *ignored))
+        return self._track(request, created, unused, planned.plan.warnings)
+
+    async def place_together(
+        self,
+        request: Request,
+        orders: Sequence[OrderRequest],
+        details: BatchDetails,
+        *,
+        ignored: Sequence[str] = (),
+        spelling: Mapping[str, str] = NO_SPELLING,
+    ) -> PlacedOrder:
+        """Make a batch of different orders durable, all or none, like `place`; its answer does not wait."""
+        planned = []
+        for number, order in enumerate(orders, 1):
+            with naming_order(number, len(orders)):
+                planned.append(await self._plan(request, order, RETRY_WINDOW_SECONDS))
+        created = await self.orders.create_together(caller_of(request).name, planned, details)
+        names = (spelling.get(name, name) for one in planned for name in one.plan.ignored)
+        warnings = dict.fromkeys(warning for one in planned for warning in one.plan.warnings)
+        return self._track(request, created, _listed_names((*names, *ignored)), tuple(warnings))
+
+    async def _plan(self, request: Request, order: OrderRequest, answer_seconds: float) -> PlannedOrder:
         order = replace(
             order,
             host=reached_host(request),
             idempotency_key=idempotency_key(request),
             retry_count=retry_count(request),
-            answer_seconds=self.hold_seconds if is_held else RETRY_WINDOW_SECONDS,
+            answer_seconds=answer_seconds,
         )
-        plan = await self.orders.plan(order)
-        created = await self.orders.create(caller_of(request).name, order, plan)
-        unused = _listed_names((*(spelling.get(name, name) for name in plan.ignored), *ignored))
+        return PlannedOrder(request=order, plan=await self.orders.plan(order))
+
+    def _track(
+        self, request: Request, created: CreatedTasks, unused: tuple[str, ...], warnings: tuple[str, ...]
+    ) -> PlacedOrder:
+        """Let the end of the answer be recorded, and add the headers of an order to it."""
         placed = PlacedOrder(
             batch=created.tasks[0].batch,
             tasks=tuple(task.id for task in created.tasks),
             ignored=unused,
-            warnings=plan.warnings,
+            warnings=warnings,
         )
-        headers = {"x-request-id": placed.tasks[0], "x-should-retry": "false", **warning_headers(plan.warnings)}
+        headers = {"x-request-id": placed.tasks[0], "x-should-retry": "false", **warning_headers(warnings)}
         headers |= {"x-ignored": ", ".join(unused)} if unused else {}
         tracked = TrackedAnswer(answers=self.orders.answers, answer=created.answer, headers=headers)
         track_answer(request.scope, tracked)

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from storage.attempts import Attempt, Attempts
+from storage.batches import Batches, StoredBatch
 from storage.callbacks import Callbacks, StoredCallback
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
@@ -584,6 +585,17 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(images.delete_of_owners(["x"]))
     await _use_deliveries(Deliveries(database))
     await _use_files(UploadedFiles(database), ResumableUploads(database))
+    await _use_batches(Batches(database))
+
+
+async def _use_batches(batches: Batches) -> None:
+    batch = StoredBatch(id="batch_1", caller="me", dialect="gemini", name="", model="m", created_at=NOW, updated_at=NOW)
+    ended = batches.insert_if_ended(batch.id, "failed", replace(_a_delivery(a_task()), id="evt_batch"))
+    await batches.database.transact(batches.insert_batch(batch), batches.touch(batch.id, NOW), ended)
+    assert await batches.get(batch.id) == batch
+    assert await batches.list_newest("me", "gemini", before=(NOW + 1, "x"), limit=5) == [batch]
+    await batches.delete_before(NOW, 5)
+    assert await batches.delete(batch)
 
 
 async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:

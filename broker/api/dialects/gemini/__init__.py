@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.api.dialects.gemini.batches import GeminiBatchRoutes
 from broker.api.dialects.gemini.errors import GeminiError, render_error
 from broker.api.dialects.gemini.files import GeminiFileRoutes, describe_deletion, describe_file, describe_files
 from broker.api.dialects.gemini.models import GeminiModelRoutes, describe_model, describe_models
@@ -22,6 +23,7 @@ def gemini_dialect(services: Services, held: HeldAnswers | None = None) -> Diale
     """Return the dialect, mounted on the parts that it uses."""
     routes = GeminiOrderRoutes.from_services(services, held or HeldAnswers.from_services(services))
     models = GeminiModelRoutes(models=services.served_models, catalog=services.catalog)
+    batches = GeminiBatchRoutes.from_services(services, routes)
     files = SharedFiles.from_services(services)
     uploads = GeminiUploadRoutes(files=files, metrics=services.metrics)
     return Dialect(
@@ -32,6 +34,7 @@ def gemini_dialect(services: Services, held: HeldAnswers | None = None) -> Diale
         endpoints=[
             *routes.endpoints(),
             *models.endpoints(),
+            *batches.endpoints(),
             *uploads.endpoints(),
             *GeminiFileRoutes(files=files).endpoints(),
         ],

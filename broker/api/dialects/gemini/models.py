@@ -15,7 +15,7 @@ from broker.api.shared.dialect import find_served
 from broker.catalog import Catalog, Model
 from broker.presenter import ResponseModel
 
-METHODS: Final = ("generateContent", "streamGenerateContent")
+METHODS: Final = ("generateContent", "streamGenerateContent", "batchGenerateContent")
 
 
 class GeminiModelInfo(ResponseModel):
