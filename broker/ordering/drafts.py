@@ -123,8 +123,12 @@ def _reference_columns(image: StoredImage) -> dict[str, Any]:
 
 
 async def request_fingerprint(request: OrderRequest, order: Order) -> str:
-    """Return the hash of what makes two requests equal: the order, its references and the other fields."""
-    others = {"callback_url": request.callback_url, "provider": request.provider}
+    """Return the hash of what makes two requests equal: the order, its references, its dialect and the other fields."""
+    others = {
+        "callback_url": request.callback_url,
+        "provider": request.provider,
+        "dialect": request.origin.get("dialect"),
+    }
     if request.priority != DEFAULT_PRIORITY:
         others["priority"] = request.priority
     chosen = {name: value for name, value in others.items() if value}

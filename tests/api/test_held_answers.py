@@ -71,6 +71,17 @@ async def test_answer_has_the_images_and_the_task(tmp_path: Path) -> None:
         assert (at_once.status_code, at_once.headers["location"]) == (202, f"/api/task/{at_once.json()['task_id']}")
 
 
+async def test_equal_orders_of_two_dialects_are_two(tmp_path: Path) -> None:
+    async with broker_in(tmp_path) as broker:
+        await hang_up(broker, "a red fox")
+        order = {"prompt": "a red fox", "model": "nano-banana-pro"}
+        other = await broker.client.post("/v1/images/generations", json=order)
+        assert (other.status_code, await ordered(broker)) == (200, 2), other.text
+        again = await generate(broker, "a red fox")
+        assert (again.status_code, await ordered(broker)) == (200, 2), "the order whose answer was cut off"
+        assert again.headers["x-request-id"] != other.headers["x-request-id"]
+
+
 async def test_ignored_fields_of_any_name_are_listed_where_a_header_can_hold_them(tmp_path: Path) -> None:
     async with broker_in(tmp_path) as broker:
         body = {

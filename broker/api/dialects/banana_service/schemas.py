@@ -28,6 +28,7 @@ class BananaServiceRequest(BaseModel):
             params=ImageParams(prompt=self.prompt, model=self.model or DEFAULT_MODEL),
             count=1 if self.number_of_images is None else self.number_of_images,
             sources=(DataUriReference(text=as_data_uri(self.image_base64)),) if self.image_base64 else (),
+            origin={"dialect": "banana_service"},
         )
 
 

@@ -100,6 +100,7 @@ class ChatServiceOptions(BaseModel):
             ),
             count=1 if self.candidate_count is None else min(max(self.candidate_count, 1), MAX_CANDIDATES),
             sources=sources,
+            origin={"dialect": "chat_service"},
         )
 
     @property
