@@ -126,7 +126,7 @@ class UploadedReference:
 
 @dataclass(frozen=True, kw_only=True)
 class DataUriReference:
-    """A reference image written into the request."""
+    """A reference image written into the request; or the path of one of ours."""
 
     text: str
 

@@ -19,6 +19,8 @@ from broker.ordering.files import FileService
 from broker.orders import StoredReference
 from storage.images import Images
 
+OWN_PREFIX: Final = "/uploads/"
+"""Begins the path of an image; base64 of an image never begins like this."""
 _IMAGE: Final = re.compile(r"/uploads/(image|reference)s/([A-Za-z0-9_.-]{1,100})")
 _FILE: Final = re.compile(r"/(?:v1beta|v1|fal|api)/files/([A-Za-z0-9-]{1,64})(?:/[^/]*)?")
 _KINDS: Final = {"image": "result", "reference": "reference"}

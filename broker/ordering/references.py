@@ -11,7 +11,7 @@ from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.errors import ApiError, DownloadError
 from broker.net.fetcher import Fetcher
-from broker.ordering.own_images import OwnImages, own_image_gone
+from broker.ordering.own_images import OWN_PREFIX, OwnImages, own_image_gone
 from broker.orders import (
     DataUriReference,
     OrderRequest,
@@ -77,10 +77,14 @@ class ReferenceIntake:
             await self.delete(owner, request.sources)
 
     async def _find_own(self, caller: str, source: ReferenceSource, host: str | None) -> ReferenceSource:
-        """Return our own image for our own address. Raises `ApiError` for one that is gone."""
-        if not isinstance(source, UrlReference):
-            return source
-        return await self.own_images.resolve(caller, source.url, host) or source
+        """Return our own image for our own address, wherever the caller wrote it. Raises `ApiError` if it is gone."""
+        match source:
+            case UrlReference(url=address):
+                return await self.own_images.resolve(caller, address, host) or source
+            case DataUriReference(text=address) if address.startswith(OWN_PREFIX):
+                return await self.own_images.resolve(caller, address, host) or source
+            case _:
+                return source
 
     async def delete(self, owner: str, sources: Sequence[ReferenceSource]) -> None:
         """Delete the files that may have been stored for an owner."""

@@ -18,6 +18,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from broker.api.http.request_body import UploadedChunks
 from broker.errors import ApiError, FieldError
+from broker.ordering.own_images import OWN_PREFIX
 from broker.orders import (
     DEFAULT_PRIORITY,
     PRIORITIES,
@@ -38,8 +39,6 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 EXAMPLE_ORDER: Final[JsonDict] = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9", "dryRun": True}
 """The request that the documentation page offers to send: it costs nothing."""
 
-OWN_PATH: Final = "/uploads/"
-"""Begins an address of our images; no base64 of an image begins like this."""
 _MAX_IGNORED: Final = 20
 
 T = TypeVar("T", bound="OrderFields")
@@ -161,10 +160,7 @@ class OrderJson(OrderFields):
     ] = None
 
     def sent_images(self) -> Iterator[ReferenceSource]:
-        return (
-            UrlReference(url=text) if text.startswith(OWN_PATH) else DataUriReference(text=text)
-            for text in self.images or ()
-        )
+        return (DataUriReference(text=text) for text in self.images or ())
 
 
 class OrderForm(OrderFields):
@@ -250,7 +246,7 @@ def _form_value(name: str | None, value: str | UploadFile) -> Any:
         if name != "images":
             raise _field_error(name, "must be text, not a file")
         return value if value.filename or value.size else None
-    if name == "images" and value and not value.startswith(OWN_PATH):
+    if name == "images" and value and not value.startswith(OWN_PREFIX):
         raise ApiError("invalid_image", "image must be sent as a file: give the part a file name.", field="image")
     if name in _RANGES and re.fullmatch(r"[+-]?[0-9]{1,20}", value.strip()):
         return int(value)

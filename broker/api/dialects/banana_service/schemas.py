@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.api.shared.models import SnakeResponseModel
+from broker.ordering.own_images import OWN_PREFIX
 from broker.orders import DataUriReference, ImageParams, OrderRequest
 
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
@@ -38,5 +39,5 @@ class BananaServiceImages(SnakeResponseModel):
 
 
 def as_data_uri(text: str) -> str:
-    """Return base64 as a data URI; the type comes from the content, not from the URI."""
-    return text if text.startswith("data:") else f"data:image/png;base64,{text}"
+    """Return base64 as a data URI, and a path of ours as it is; the type comes from the content, not from the URI."""
+    return text if text.startswith(("data:", OWN_PREFIX)) else f"data:image/png;base64,{text}"
