@@ -41,7 +41,7 @@ READER_SECONDS: Final = 2.0
 LOOK_UPS: Final = 300
 
 _TASK: Final = """(id, batch, caller, state, due_at, lease_until, leased_by, version, provider, key_id, candidates,
-    routes, priority, texts, model, mode, prompt, aspect_ratio,
+    routes, priority, texts, turns, origin, tokens, model, mode, prompt, aspect_ratio,
     params, "references", attempt, step_retries, job_id, expects_callback, outputs, deadline_at,
     checked_at, error_retryable, billed, cost, created_at, updated_at, ended_at, entered_at, sent_at, finished_at)"""
 _ATTEMPT: Final = "(task_id, number, provider, key_id, job_id, sent_at, ended_at, outcome, billed, cost)"
@@ -50,7 +50,7 @@ _ATTEMPTS_OF: Final = f"""INSERT INTO attempts {_ATTEMPT}
 
 SEED: Final = (
     f"""INSERT INTO tasks {_TASK} SELECT name, name, 'local', 'succeeded', at + {{day}}, 0, '', 9, 'kie',
-        'default', '["kie"]', '[]', 1, '[]', 'nano-banana', 'text-to-image',
+        'default', '["kie"]', '[]', 1, '[]', '[]', '{{{{}}}}', '{{{{}}}}', 'nano-banana', 'text-to-image',
         'a red bicycle in front of a yellow house, late afternoon, long shadows, number ' || n, '1:1',
         '{{{{"output_format": "png"}}}}', '[]', 1, 0, md5('job' || n), 1,
         '["https://tempfile.example.com/' || name || '.png"]', at + 900, at, 0, 'yes', 4, at - 30, at, at, at,
@@ -64,7 +64,7 @@ SEED: Final = (
 REMEMBERED: Final = (
     f"""INSERT INTO tasks {_TASK}
         SELECT 'task_' || md5(id), 'task_' || md5(id), caller, 'expired', {{now}} + 30 * {{day}}, 0, '', 13, provider,
-        key_id, candidates, routes, priority, texts, model, mode, '', aspect_ratio,
+        key_id, candidates, routes, priority, texts, turns, origin, tokens, model, mode, '', aspect_ratio,
         '{{{{}}}}', '[]', 1, 1, md5(job_id), 1, '[]', deadline_at, checked_at,
         0, 'yes', 4, created_at, updated_at, ended_at, entered_at, sent_at, finished_at FROM tasks""",
     f"{_ATTEMPTS_OF} WHERE state = 'expired'",
