@@ -239,6 +239,8 @@ async def test_end_of_a_batch_is_announced_once_to_each_address(broker: RunningB
     assert (await ended(broker, failed))["metadata"]["state"] == "BATCH_STATE_FAILED"
     (message,) = await announced(receiver, failed, 1)
     assert message.document["type"] == "batch.failed"
+    shown = await broker.client.get(f"/api/deliveries/{message.id}", headers={"Authorization": f"Bearer {KEY}"})
+    assert (shown.status_code, shown.json()["data"]["body"]) == (200, message.document)
     rows = await broker.services.database.fetch("SELECT url FROM deliveries WHERE url LIKE '%/one'")
     assert len(rows) == 1
 

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from broker.api.dialects.gemini.contents import Conversation, read_conversation
 from broker.api.dialects.gemini.orders import build_order
-from broker.api.dialects.gemini.requests import GeminiFileData, GenerateContentRequest
+from broker.api.dialects.gemini.requests import GenerateContentRequest
 from broker.api.dialects.gemini.spelling import Spelling, spell_image
 from broker.api.shared.inline_images import split_document
 from broker.errors import ApiError
@@ -36,13 +36,9 @@ PRO = "gemini-3-pro-image"
 # -- what a request says
 
 
-async def find_nothing(file: GeminiFileData) -> ReferenceSource:
-    return UrlReference(url=file.file_uri)
-
-
-async def read(*contents: Any, most: int = 3, is_sdk: bool = False) -> Conversation:
+def read(*contents: Any, most: int = 3, is_sdk: bool = False) -> Conversation:
     request = GenerateContentRequest.model_validate({"contents": list(contents)})
-    return await read_conversation(request.contents, max_images=most, resolve_file=find_nothing, is_sdk=is_sdk)
+    return read_conversation(request.contents, max_images=most, is_sdk=is_sdk)
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -66,13 +62,13 @@ def data_of(source: ReferenceSource) -> str:
     return source.text.removeprefix("data:image/png;base64,")
 
 
-async def test_one_turn_with_its_text_first_needs_no_turns() -> None:
-    said = await read(user(text("a fox"), text("in snow"), image("AAAA")))
+def test_one_turn_with_its_text_first_needs_no_turns() -> None:
+    said = read(user(text("a fox"), text("in snow"), image("AAAA")))
     assert (said.prompt, [data_of(one) for one in said.sources], said.turns) == ("a fox\nin snow", ["AAAA"], ())
 
 
-async def test_order_of_texts_and_images_in_one_turn_is_kept() -> None:
-    said = await read(user(text("this:"), image("AAAA"), text("in the style of"), image("BBBB")))
+def test_order_of_texts_and_images_in_one_turn_is_kept() -> None:
+    said = read(user(text("this:"), image("AAAA"), text("in the style of"), image("BBBB")))
     parts = (
         TurnPart(text="this:"),
         TurnPart(reference=0),
@@ -83,58 +79,54 @@ async def test_order_of_texts_and_images_in_one_turn_is_kept() -> None:
     assert said.prompt == "this:\nin the style of"
 
 
-async def test_prompt_has_what_was_said_since_the_last_image_of_the_model() -> None:
+def test_prompt_has_what_was_said_since_the_last_image_of_the_model() -> None:
     fox = model(text("Here it is."), image("AAAA"))
-    assert (await read(user(text("a fox")), fox, user(text("blue")))).prompt == "blue"
-    asked = await read(user(text("a fox")), model(text("Which colour?")), user(text("red")))
+    assert (read(user(text("a fox")), fox, user(text("blue")))).prompt == "blue"
+    asked = read(user(text("a fox")), model(text("Which colour?")), user(text("red")))
     assert asked.prompt == "a fox\nred"
-    assert (await read(user(text("a fox")), fox, user(image("BBBB")))).prompt == "a fox"
+    assert (read(user(text("a fox")), fox, user(image("BBBB")))).prompt == "a fox"
 
 
-async def test_newest_images_of_earlier_turns_are_kept() -> None:
+def test_newest_images_of_earlier_turns_are_kept() -> None:
     turns = [user(text("a fox"), image("AAAA")), model(image("BBBB")), user(text("blue")), model(image("CCCC"))]
-    said = await read(*turns, user(text("and this"), image("DDDD")), most=2)
+    said = read(*turns, user(text("and this"), image("DDDD")), most=2)
     assert [data_of(one) for one in said.sources] == ["CCCC", "DDDD"]
     assert said.left_out == ("contents[0].parts[1]", "contents[1].parts[0]")
     assert [[part.reference for part in turn.parts] for turn in said.turns] == [[None], [None], [0], [None, 1]]
     with pytest.raises(ApiError, match="3 images are too many"):
-        await read(user(text("three"), *[image("AAAA")] * 3), most=2)
+        read(user(text("three"), *[image("AAAA")] * 3), most=2)
 
 
-async def test_long_conversation_fits_into_what_the_providers_in_use_take() -> None:
+def test_long_conversation_fits_into_what_the_providers_in_use_take() -> None:
     """Otherwise a chat ends in an error after so many images."""
     turns = [user(text("a fox")), *[model(image("AAAA")), user(text("again"))] * 9]
     request = GenerateContentRequest.model_validate({"contents": turns})
     for model_name, apis, most in ((PRO, {"kie"}, 8), (PRO, {"kie", "gemini"}, 9), (FLASH, {"kie"}, 3)):
-        built = await build_order(
-            request, model_name, catalog=load_catalog(), apis=apis, resolve_file=find_nothing, is_sdk=False
-        )
+        built = build_order(request, model_name, catalog=load_catalog(), apis=apis, is_sdk=False)
         assert len(built.order.sources) == most
         assert len(built.ignored) == 9 - most
 
 
-async def test_base64_of_either_alphabet_and_signatures_of_an_sdk_are_read() -> None:
+def test_base64_of_either_alphabet_and_signatures_of_an_sdk_are_read() -> None:
     turns = [user(text("a fox")), model(image("_-8", thoughtSignature="a_-8=")), user(text("blue"))]
     for is_sdk, signature in ((True, "a/+8="), (False, "a_-8=")):
-        said = await read(*turns, is_sdk=is_sdk)
+        said = read(*turns, is_sdk=is_sdk)
         assert data_of(said.sources[0]) == "/+8="
         assert said.turns[1].parts == (TurnPart(reference=0, signature=signature),)
 
 
-async def test_drafts_of_the_model_are_left_out() -> None:
-    said = await read(user(text("a fox")), model(image("AAAA", thought=True), image("BBBB")), user(text("blue")))
+def test_drafts_of_the_model_are_left_out() -> None:
+    said = read(user(text("a fox")), model(image("AAAA", thought=True), image("BBBB")), user(text("blue")))
     assert [data_of(one) for one in said.sources] == ["BBBB"]
 
 
-async def test_short_forms_and_both_spellings_of_a_name_are_read() -> None:
-    assert (await read("a fox")).prompt == "a fox"
-    assert (await read({"parts": text("a fox")})).prompt == "a fox"
+def test_short_forms_and_both_spellings_of_a_name_are_read() -> None:
+    assert (read("a fox")).prompt == "a fox"
+    assert (read({"parts": text("a fox")})).prompt == "a fox"
     both = {**image("AAAA"), "inlineData": {"mimeType": "image/png", "data": "BBBB"}}
-    assert [data_of(one) for one in (await read(user(text("a fox"), both))).sources] == ["BBBB"]
+    assert [data_of(one) for one in (read(user(text("a fox"), both))).sources] == ["BBBB"]
     file = {"file_data": {"file_uri": "https://broker.example/v1beta/files/x"}}
-    assert (await read(user(text("a fox"), file))).sources == (
-        UrlReference(url="https://broker.example/v1beta/files/x"),
-    )
+    assert (read(user(text("a fox"), file))).sources == (UrlReference(url="https://broker.example/v1beta/files/x"),)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +141,9 @@ async def test_short_forms_and_both_spellings_of_a_name_are_read() -> None:
         ([user(text("a fox"), {"fileData": {"mimeType": "application/pdf", "fileUri": "x"}})], "contents[0].parts[1]"),
     ],
 )
-async def test_what_is_neither_text_nor_image_is_refused(contents: list[Any], field: str) -> None:
+def test_what_is_neither_text_nor_image_is_refused(contents: list[Any], field: str) -> None:
     with pytest.raises(ApiError) as caught:
-        await read(*contents)
+        read(*contents)
     assert (caught.value.status, caught.value.field) == (400, field)
 
 

@@ -73,7 +73,7 @@ class WebhookBody(ResponseModel):
 
 class DeliveryData(DeliverySummary):
     attempt_log: list[DeliveryAttemptData]
-    body: WebhookBody
+    body: Annotated[WebhookBody | dict[str, Any], Field(description="as sent; a dialect may have a form of its own")]
 
 
 # -- handlers

@@ -132,7 +132,7 @@ class GeminiBatchRoutes:
         built = []
         for number, item in enumerate(items, 1):
             with naming_order(number, len(items)):
-                built.append(await self.orders.build(request, item.request, item.model or named))
+                built.append(self.orders.build(request, item.request, item.model or named))
         orders = [_as_item(built[number].order, item, number) for number, item in enumerate(items)]
         ignored = [*parsed.unknown_names("batch."), *(name for one in built for name in one.ignored)]
         return await self.orders.held.place_together(request, orders, details, ignored=ignored, spelling=SPELLING)

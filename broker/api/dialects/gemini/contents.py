@@ -6,12 +6,12 @@ user wrote since the model's last image, which shows all that was written before
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from broker.api.dialects.gemini.files import find_file
 from broker.api.dialects.gemini.requests import (
-    GeminiFileData,
     GeminiInlineData,
     GeminiRequestContent,
     GeminiRequestPart,
@@ -21,8 +21,6 @@ from broker.errors import ApiError
 from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart
 
 Role = Literal["user", "model"]
-ResolveFile = Callable[[GeminiFileData], Awaitable[ReferenceSource]]
-"""The file of a part → its image. Raises `ApiError` for a file that the caller does not have here."""
 
 _ROLES: Final[Mapping[str, Role]] = {"": "user", "user": "user", "model": "model"}
 
@@ -58,11 +56,10 @@ class _Place:
         return self.part.inline_data is not None or self.part.file_data is not None
 
 
-async def read_conversation(
+def read_conversation(
     contents: Sequence[GeminiRequestContent],
     *,
     max_images: int,
-    resolve_file: ResolveFile,
     is_sdk: bool,
 ) -> Conversation:
     """Return the conversation of a request.
@@ -76,7 +73,7 @@ async def read_conversation(
         raise ApiError("invalid_request", message, field="contents")
     asked = _last_turn(places)
     kept, left_out = _choose_images(places, asked, max_images)
-    sources = {place.path: await _read_image(place, resolve_file) for place in kept}
+    sources = {place.path: _read_image(place) for place in kept}
     positions = {path: position for position, path in enumerate(sources)}
     return Conversation(
         prompt=_prompt(places),
@@ -117,11 +114,11 @@ def _check_part(place: _Place) -> None:
         raise ApiError("unsupported_parameter", message, field=f"{place.path}.{others[0]}"[:100])
 
 
-async def _read_image(place: _Place, resolve_file: ResolveFile) -> ReferenceSource:
+def _read_image(place: _Place) -> ReferenceSource:
     if place.part.inline_data is not None:
         return DataUriReference(text=_as_data_uri(place.part.inline_data))
     if place.part.file_data is not None:
-        return await resolve_file(place.part.file_data)
+        return find_file(place.part.file_data)
     raise ValueError(f"{place.path} has no image")
 
 

@@ -121,7 +121,7 @@ def describe_deletion() -> dict[str, Any]:
     return {}
 
 
-async def find_file(file: GeminiFileData) -> ReferenceSource:
+def find_file(file: GeminiFileData) -> ReferenceSource:
     """Return the reference that a part of a request names: a file by its name or URI, or an image on the web."""
     uri = file.file_uri
     if uri.startswith(NAME_PREFIX):

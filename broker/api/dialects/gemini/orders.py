@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from broker.api.dialects.gemini.contents import ResolveFile, read_conversation
+from broker.api.dialects.gemini.contents import read_conversation
 from broker.api.dialects.gemini.requests import GenerateContentRequest
 from broker.catalog import Catalog, Model
 from broker.errors import ApiError
@@ -35,13 +35,12 @@ class BuiltOrder:
     """Names in the request that have no effect."""
 
 
-async def build_order(
+def build_order(
     request: GenerateContentRequest,
     model: str,
     *,
     catalog: Catalog,
     apis: Collection[str],
-    resolve_file: ResolveFile,
     is_sdk: bool,
 ) -> BuiltOrder:
     """Return the order of a request. Raises `ApiError` for what is not supported.
@@ -51,10 +50,9 @@ async def build_order(
     found = _find_model(catalog, model)
     most = most_references(catalog, found, apis)
     request.check_supported()
-    conversation = await read_conversation(
+    conversation = read_conversation(
         request.contents,
         max_images=min(most, MAX_IMAGES.get(found.name, most)),
-        resolve_file=resolve_file,
         is_sdk=is_sdk,
     )
     count = request.config.candidate_count

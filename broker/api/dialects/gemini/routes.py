@@ -10,8 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.dialects.gemini.answers import TaskImages, answer_chunks, answer_document, late_answer
-from broker.api.dialects.gemini.contents import ResolveFile
-from broker.api.dialects.gemini.files import find_file
 from broker.api.dialects.gemini.orders import SPELLING, BuiltOrder, build_order
 from broker.api.dialects.gemini.requests import GenerateContentRequest
 from broker.api.dialects.gemini.schemas import REQUEST_SCHEMA, GeminiAccepted, GeminiAnswer
@@ -47,7 +45,6 @@ class GeminiOrderRoutes:
     """Names of the catalogs of the providers in use."""
     messages: Messages
     spelling: Spelling
-    resolve_file: ResolveFile = find_file
 
     @classmethod
     def from_services(cls, services: Services, held: HeldAnswers) -> GeminiOrderRoutes:
@@ -132,20 +129,19 @@ class GeminiOrderRoutes:
     async def _place(self, request: Request) -> tuple[PlacedOrder, AnswerStyle]:
         """Make the order of a request durable; its images are not in memory after that."""
         parsed = await read_json_model(request, MAX_BODY_BYTES, GenerateContentRequest)
-        built = await self.build(request, parsed, request.path_params["model"])
+        built = self.build(request, parsed, request.path_params["model"])
         placed = await self.held.place(
             request, built.order, is_held=not wants_async(request), ignored=built.ignored, spelling=SPELLING
         )
         return placed, choose_style(request, self.spelling, asks_for_text=parsed.asks_for_text)
 
-    async def build(self, request: Request, parsed: GenerateContentRequest, model: str) -> BuiltOrder:
+    def build(self, request: Request, parsed: GenerateContentRequest, model: str) -> BuiltOrder:
         """Return the order of a request. Raises `ApiError` for what is not supported."""
-        return await build_order(
+        return build_order(
             parsed,
             model,
             catalog=self.catalog,
             apis=self.apis,
-            resolve_file=self.resolve_file,
             is_sdk=is_sdk(request),
         )
 
