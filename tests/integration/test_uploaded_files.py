@@ -120,6 +120,15 @@ async def test_upload_in_parts_becomes_one_file(services: Services) -> None:
     assert await services.blobs.list_owners(-60.0) == [file.owner], "the parts are deleted"
 
 
+async def test_upload_goes_on_in_another_process(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as one:
+        upload = await one.files.append_part(await begin(one, name="fox.png"), 0, pieces(PICTURE[:300]))
+    async with still(tmp_path, clock) as another:
+        continued = await another.files.get_upload(upload.id)
+        file = await another.files.finish_upload(continued, 300, pieces(PICTURE[300:]))
+        assert (file.name, file.size, await another.files.get("me", file.id)) == ("fox.png", len(PICTURE), file)
+
+
 async def test_upload_finished_twice_at_once_is_one_file(services: Services) -> None:
     upload = await begin(services)
     made = await asyncio.gather(*(services.files.finish_upload(upload, 0, pieces(PICTURE)) for _ in range(3)))
