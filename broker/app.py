@@ -49,16 +49,19 @@ from webhooks.tokens import ChallengeResponse
 _CORS_METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 _CORS_REQUEST_HEADERS: Final = (
     *"Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID Prefer".split(),
-    *"X-Goog-Api-Key X-Goog-Api-Client OpenAI-Organization OpenAI-Project OpenAI-Beta".split(),
+    *"X-Goog-Api-Key X-Goog-Api-Client X-Server-Timeout OpenAI-Organization OpenAI-Project OpenAI-Beta".split(),
     *(f"X-Stainless-{name}" for name in "Lang Package-Version OS Arch Runtime Runtime-Version".split()),
     *(f"X-Fal-{name}" for name in "Target-Url Queue-Priority Runner-Hint Request-Timeout".split()),
     *("X-Fal-Object-Lifecycle", "X-Fal-Object-Lifecycle-Preference"),
+    *(f"X-Goog-Upload-{name}" for name in "Protocol Command Offset File-Name".split()),
+    *(f"X-Goog-Upload-Header-Content-{name}" for name in ("Length", "Type")),
     *(f"X-Stainless-{name}" for name in "Retry-Count Timeout Read-Timeout Async Helper-Method".split()),
 )
 """Beside those that browsers always allow: what the SDKs of the dialects send from a page."""
 _CORS_RESPONSE_HEADERS: Final = (
     *("ETag", "Retry-After", "Location", "Warning", "X-Request-ID"),
-    *("X-Should-Retry", "X-Ignored", "X-Delivered-Size"),
+    *("X-Should-Retry", "X-Ignored", "X-Delivered-Size", "Preference-Applied"),
+    *(f"X-Goog-Upload-{name}" for name in ("URL", "Status", "Size-Received")),
     *("X-Fal-Request-Id", "X-Fal-Error-Type", "X-Fal-Retryable", "X-Fal-Request-Timeout-Type"),
 )
 

@@ -255,6 +255,10 @@ async def test_only_configured_origins_are_allowed(tmp_path: Path) -> None:
         assert sdk.status_code == 200, sdk.text
         fal = await preflight(broker, ORIGIN, "authorization,content-type,x-fal-target-url,x-fal-queue-priority")
         assert fal.status_code == 200, fal.text
+        upload = [f"x-goog-upload-{name}" for name in "protocol command offset file-name".split()]
+        upload += [f"x-goog-upload-header-content-{name}" for name in ("length", "type")]
+        google = await preflight(broker, ORIGIN, ",".join(["x-goog-api-key", "x-server-timeout", *upload]))
+        assert google.status_code == 200, google.text
         for origin in ("null", f"{ORIGIN}.evil.com", "https://evil.com", ORIGIN.upper(), f"{ORIGIN}/", "http://app.example.com",
                        "https://xapp.example.com", "*", f"{ORIGIN}:443"):  # fmt: skip
             rejected = await preflight(broker, origin)
@@ -266,6 +270,7 @@ async def test_only_configured_origins_are_allowed(tmp_path: Path) -> None:
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         exposed = set(answer.headers["access-control-expose-headers"].split(", "))
         assert exposed >= {"ETag", "Retry-After", "Location", "Warning", "X-Request-ID", "X-Should-Retry"}
+        assert exposed >= {"X-Goog-Upload-URL", "X-Goog-Upload-Status", "Preference-Applied"}
         assert "access-control-allow-credentials" not in answer.headers
         assert "Origin" in answer.headers["vary"]
 

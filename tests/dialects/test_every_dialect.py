@@ -121,6 +121,22 @@ async def test_generated_requests_are_answered_as_described(tmp_path: Path, is_w
     assert {endpoint for endpoint, _ in findings.seen} == described
 
 
+async def test_sentences_about_fields_have_the_names_of_the_dialect(broker: ApiBroker) -> None:
+    prompt, ratio = {"prompt": "a fox"}, {"aspect_ratio": "9:1"}
+    chat = {"messages": [{"role": "user", "content": "a fox"}], "modalities": ["image"], "image_config": ratio}
+    asked: dict[str, tuple[dict[str, Any], str]] = {
+        "/generate": ({**prompt, "number_of_images": 0}, "number_of_images must be"),
+        "/api/v1/images/generate": (prompt | ratio, 'has no aspect_ratio "9:1"'),
+        "/api/v1/jobs/createTask": ({"model": "nano-banana-2", "input": prompt | ratio}, 'has no aspect_ratio "9:1"'),
+        "/v1/chat/completions": (chat, 'has no image_config.aspect_ratio "9:1"'),
+        "/v1/models/google/nano-banana/predictions": ({"input": prompt | ratio}, 'has no aspect_ratio "9:1"'),
+        "/fal/fal-ai/nano-banana": (prompt | ratio, 'has no aspect_ratio "9:1"'),
+    }
+    for path, (body, sentence) in asked.items():
+        answer = await broker.client.post(path, json=body, headers=AUTHORIZED)
+        assert sentence in answer.text.replace('\\"', '"'), (path, answer.text)
+
+
 def run_of_operations(broker: RunningBroker) -> list[dict[str, Any]]:
     """Return what differs for some operations.
 

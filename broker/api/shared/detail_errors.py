@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from broker.api.http.responses import error_headers, json_response, requested_language
+from broker.api.shared.field_names import respell_names
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError, FailedTask
 from broker.i18n import Messages
+
+SPELLING: Final = {"aspectRatio": "aspect_ratio", "numberOfImages": "number_of_images"}
+"""Names of fields in the native API → in these services."""
 
 
 class DetailError(SnakeResponseModel):
@@ -26,4 +31,5 @@ def render_detail_error(
     sentence = error.message
     if not isinstance(error, FailedTask):
         sentence = messages.get(error.message_key, requested_language(request), error.message)
+    sentence = respell_names(sentence, SPELLING)
     return json_response(DetailError(detail=sentence).to_document(), error.status, {**error_headers(error), **headers})

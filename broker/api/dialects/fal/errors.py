@@ -13,6 +13,7 @@ from starlette.responses import Response
 from broker.api.dialects.fal.schemas import SPELLING, FalError
 from broker.api.http.answers import tracked_answer
 from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.field_names import respell_names
 from broker.errors import ApiError, FailedTask, FieldError
 from broker.notifications.formats.fal import FalDetail, failure_detail, failure_status, failure_type
 
@@ -40,7 +41,6 @@ _TYPE_OF: Final = {
     "internal_error": "internal_error",
 }
 _OTHER_TYPE: Final = "value_error"
-_NATIVE_NAME: Final = re.compile(r"\b(aspectRatio|callbackUrl|imageUrls|numberOfImages|outputFormat)\b")
 _WORST_CASE: Final = frozenset({424, 500})
 """Statuses of a result that say nothing about a new order."""
 
@@ -119,4 +119,4 @@ def _detail(code: str, kind: str, error: FieldError) -> FalDetail:
 
 def _in_our_terms(sentence: str) -> str:
     """Return a sentence of the planner with fal's names of the fields."""
-    return _NATIVE_NAME.sub(lambda match: SPELLING[match[0]], sentence)
+    return respell_names(sentence, SPELLING)

@@ -10,8 +10,11 @@ from starlette.responses import Response
 
 from broker.api.dialects.kie.schemas import KieError
 from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.field_names import respell_names
 from broker.errors import ApiError
 
+SPELLING: Final = {"aspectRatio": "aspect_ratio", "imageUrls": "image_urls", "outputFormat": "output_format"}
+"""Names of fields in the native API → in sentences of this one."""
 INVALID: Final = 422
 INVALID_UPLOAD: Final = 400
 CODES: Final[Mapping[str, int]] = {
@@ -38,7 +41,7 @@ def render_error(request: HTTPConnection, error: ApiError, headers: Mapping[str,
     is_in_success = code in _CODES_IN_SUCCESS and error.status not in {405, 413} and not is_download
     return error_answer(
         code,
-        error.message,
+        respell_names(error.message, SPELLING),
         200 if is_in_success else error.status,
         {**error_headers(error), **headers},
         success=False if is_upload else None,

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.field_names import respell_names
 from broker.api.shared.held_streams import event_bytes
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError, FailedTask
@@ -62,7 +63,7 @@ class OpenAIError(SnakeResponseModel):
 def error_detail(error: ApiError, spelling: Mapping[str, str] = SPELLING) -> OpenAIErrorDetail:
     failed = error if isinstance(error, FailedTask) else None
     return OpenAIErrorDetail(
-        message=error.message,
+        message=respell_names(error.message, spelling),
         type=_error_type(error.status),
         param=spelling.get(error.field, error.field) if error.field else None,
         code=error.code,

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from broker.api.http.pagination import cursor_text
 from broker.api.http.query import QueryModel
 from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.field_names import respell_names
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError
 from broker.notifications.formats.replicate import WEBHOOK_EVENTS, ReplicatePrediction
@@ -210,4 +211,4 @@ def render_error(_: HTTPConnection, error: ApiError, headers: Mapping[str, str])
 
 
 def _respell(text: str) -> str:
-    return re.sub("|".join(_FIELDS), lambda match: _FIELDS[match[0]], text)
+    return respell_names(text, _FIELDS)
