@@ -8,13 +8,13 @@ and one error shape.
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -148,9 +148,17 @@ def build_routes(dialects: Iterable[Dialect]) -> list[Route]:
     get those that it lacks.
     """
     declared = [(dialect, *item) for dialect in dialects for item in _by_path(dialect.endpoints).items()]
-    counts = Counter(path for _, path, _ in declared)
+    methods: dict[str, set[str]] = {}
+    for _, path, endpoints in declared:
+        methods.setdefault(path, set()).update(endpoints)
     return [
-        _EndpointRoute(dialect, path, endpoints, is_whole="{" not in path and counts[path] == 1)
+        _EndpointRoute(
+            dialect,
+            path,
+            endpoints,
+            allowed=methods[path],
+            is_whole="{" not in path and len(methods[path]) == len(endpoints),
+        )
         for dialect, path, endpoints in declared
     ]
 
@@ -166,11 +174,21 @@ def _by_path(endpoints: Iterable[Endpoint]) -> dict[str, dict[str, Endpoint]]:
 
 
 class _EndpointRoute(Route):
-    """All methods of one path, so that a 405 lists them. HEAD is served by GET."""
+    """The methods of one path in one dialect. HEAD is served by GET."""
 
-    def __init__(self, dialect: Dialect, path: str, endpoints: Mapping[str, Endpoint], *, is_whole: bool) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        path: str,
+        endpoints: Mapping[str, Endpoint],
+        *,
+        allowed: Iterable[str],
+        is_whole: bool,
+    ) -> None:
+        """allowed: all methods of the path, for a 405; another dialect may have some of them."""
         self._dialect = dialect
         self._endpoints = endpoints
+        self._allowed = {*allowed, *(["HEAD"] if "GET" in allowed else [])}
         self._is_whole = is_whole
         super().__init__(path, self._call, methods=list(endpoints), name=path)
 
@@ -181,6 +199,8 @@ class _EndpointRoute(Route):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[_DIALECT] = self._dialect
         scope[_ENDPOINT] = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if scope["method"] not in self._allowed:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(self._allowed))})
         if scope["method"] == "POST":
             await send_tracked(super().handle, scope, receive, send)
         else:

@@ -33,8 +33,8 @@ def gemini_dialect(services: Services, held: HeldAnswers | None = None) -> Diale
         error_model=GeminiError,
         endpoints=[
             *routes.endpoints(),
-            *models.endpoints(),
             *batches.endpoints(),
+            *models.endpoints(),  # after the others: a name may hold anything
             *uploads.endpoints(),
             *GeminiFileRoutes(files=files).endpoints(),
         ],

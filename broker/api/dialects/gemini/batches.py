@@ -100,9 +100,9 @@ class GeminiBatchRoutes:
                 query=GeminiBatchesQuery,
                 responses={200: json_success("the batches of the caller, newest first", GeminiBatchList)},
             ),
+            one("POST", "batches/{id}:cancel", self.cancel_batch, "CancelBatch", responses={200: _DONE}),  # before {id}
             one("GET", "batches/{id}", self.get_batch, "GetBatch", responses=operation, is_quiet=True),
             one("DELETE", "batches/{id}", self.delete_batch, "DeleteBatch", responses={200: _DONE}),
-            one("POST", "batches/{id}:cancel", self.cancel_batch, "CancelBatch", responses={200: _DONE}),
         ]
 
     # -- creating
