@@ -88,7 +88,7 @@ def _model(model: Model, name: str) -> GeminiModelInfo:
         base_model_id=model.google,
         version="001",
         display_name=model.title,
-        description=f"Images up to {model.resolutions[-1]}, of up to {model.max_references} reference images.",
+        description=f"Images up to {model.resolutions[-1]}, from text and reference images.",
         input_token_limit=model.prompt_limit,
         output_token_limit=max(model.output_tokens.values(), default=0),
         supported_generation_methods=[*METHODS],
