@@ -178,8 +178,8 @@ class OrderRequest:
     """Identifies a repeated request as the same one."""
     retry_count: int | None = None
     """How many times the client says it has sent this request before; None if it does not count."""
-    answer_seconds: float | None = None
-    """How long the answer may take: an equal request after an answer that was cut off gets the same order. None: that
+    retry_seconds: float | None = None
+    """For how long after an answer that was cut off an equal request gets the same order. None: the end of the answer
     is not recorded, unless the client counts."""
 
 

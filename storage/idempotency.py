@@ -43,17 +43,16 @@ class IdempotencyRecords:
         sql = "SELECT * FROM idempotency WHERE caller = :caller AND key = :key"
         return await fetch_one_as(self.database, IdempotencyRecord, sql, caller=caller, key=key)
 
-    async def list_unsent(
-        self, caller: str, fingerprint: str, *, oldest: float, since: float
-    ) -> list[IdempotencyRecord]:
-        """Return the requests without key whose answer a process sends, or was cut off since a moment; newest first.
+    async def list_unsent(self, caller: str, fingerprint: str, *, own: str, since: float) -> list[IdempotencyRecord]:
+        """Return the requests without key whose answer is not at its end, newest first.
 
-        oldest: requests from before that moment are left out.
+        Those whose answer this process (own) sends, or another that was alive since a moment, or was cut off since.
         """
         sql = """SELECT * FROM idempotency WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0
-            AND answered_at IS NULL AND created_at >= :oldest AND (sender <> '' OR left_at >= :since)
+            AND answered_at IS NULL AND (sender = :own OR left_at >= :since OR EXISTS
+            (SELECT 1 FROM answer_senders s WHERE s.name = idempotency.sender AND s.seen_at >= :since))
             ORDER BY ordinal DESC LIMIT 20"""
-        params = {"caller": caller, "fingerprint": fingerprint, "oldest": oldest, "since": since}
+        params = {"caller": caller, "fingerprint": fingerprint, "own": own, "since": since}
         return await fetch_as(self.database, IdempotencyRecord, sql, **params)
 
     async def take_over(self, seen: IdempotencyRecord, taken: IdempotencyRecord) -> bool:
@@ -96,9 +95,10 @@ class IdempotencyRecords:
         return replace(insert_row("idempotency", claimed, unbound), must_change=True)
 
     async def mark_answered(self, answered: IdempotencyRecord, now: float) -> None:
-        sql = """UPDATE idempotency SET answered_at = :now, sender = ''
-            WHERE caller = :caller AND key = :key AND answered_at IS NULL"""
-        await self.database.execute(sql, caller=answered.caller, key=answered.key, now=now)
+        """Record that a client received the answer of this sender, unless another one has taken it over."""
+        sql = """UPDATE idempotency SET answered_at = :now, sender = '' WHERE caller = :caller AND key = :key
+            AND answered_at IS NULL AND sender = :sender"""
+        await self.database.execute(sql, caller=answered.caller, key=answered.key, sender=answered.sender, now=now)
 
     async def delete_before(self, before: float, limit: int) -> int:
         """Delete old records without a stored task; while a task exists, a repeated request must find it."""

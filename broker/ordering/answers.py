@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -22,12 +23,11 @@ from storage.idempotency import AnswerSenders, IdempotencyRecord, IdempotencyRec
 
 BEAT_SECONDS: Final = 1.0
 """A process that sends answers is marked as alive this often."""
-DEAD_SECONDS: Final = 3 * BEAT_SECONDS
-"""A process that was not marked for this long is dead."""
+DEAD_BEATS: Final = 3
+"""A process that is not marked for this many beats is dead."""
+LOOKS_PER_BEAT: Final = 4
 NOTICE_SECONDS: Final = 0.25
 """A lost connection is noticed within this time."""
-CONFIRM_SECONDS: Final = 2.0
-"""A client that got only a part of an answer resets its connection within this time."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -52,21 +52,34 @@ class OpenAnswers:
     senders: AnswerSenders
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     """Of this process."""
+    beat_seconds: float = BEAT_SECONDS
     _open: dict[tuple[str, str], OpenAnswer] = field(default_factory=dict)
-    _taking: set[tuple[str, str]] = field(default_factory=set)
+    _taking: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Keys of records that requests of this process are about to get."""
     _beating: asyncio.Task[None] | None = None
     _confirming: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def show_alive(self) -> None:
-        """Mark this process as alive, now and for as long as answers are open."""
-        if self._beating is None or self._beating.done():
+        """Mark this process as alive, before it has a record; it stays so for as long as answers are open."""
+        if not self._is_beating:
             await self.senders.mark_seen(self.name, self.clock.now())
-            self._beating = asyncio.create_task(self._beat())
+
+    @contextmanager
+    def reserve_key(self, caller: str, key: str) -> Iterator[None]:
+        """Let no other request of this process take over the record of a key while it is written."""
+        self._taking[caller, key] += 1
+        try:
+            yield
+        finally:
+            self._taking[caller, key] -= 1
+            self._taking += Counter()  # drops the zeros
 
     def begin(self, record: IdempotencyRecord) -> OpenAnswer:
         """Register the answer of a record; a later one replaces it."""
         answer = OpenAnswer(record=record)
         self._open[answer.key] = answer
+        if not self._is_beating:
+            self._beating = asyncio.create_task(self._beat())
         return answer
 
     async def take_over(self, seen: IdempotencyRecord, *, retry_count: int, is_open: bool) -> OpenAnswer | None:
@@ -78,11 +91,8 @@ class OpenAnswers:
         key = (seen.caller, seen.key)
         if key in self._taking or (key in self._open and not is_open):
             return None
-        self._taking.add(key)
-        try:
+        with self.reserve_key(*key):
             return self.begin(taken) if await self.records.take_over(seen, taken) else None
-        finally:
-            self._taking.discard(key)
 
     async def leave(self, answer: OpenAnswer) -> None:
         """Record that the answer was not sent to its end."""
@@ -91,38 +101,47 @@ class OpenAnswers:
             await self.records.mark_left(answer.record, self.clock.now())
 
     async def finish(self, answer: OpenAnswer) -> None:
-        """Record that the answer was sent to its end."""
+        """Record that the answer was sent to its end, unless a retry of its client has replaced it."""
+        if self._open.get(answer.key) is not answer:
+            return
+        try:
+            await self.records.mark_answered(answer.record, self.clock.now())
+        except StorageError:
+            self._forget(answer)
+            raise
+        self._forget(answer)
+
+    def _forget(self, answer: OpenAnswer) -> None:
         if self._open.get(answer.key) is answer:
             del self._open[answer.key]
-        await self.records.mark_answered(answer.record, self.clock.now())
 
-    def confirm(self, answer: OpenAnswer, reset: asyncio.Event | None) -> None:
+    def confirm(self, answer: OpenAnswer, wait_received: Callable[[], Awaitable[bool]] | None) -> None:
         """Record the end of an answer whose last byte was handed to the network.
 
-        reset: set when the client resets the connection, which means that it did not read all; None if that cannot be
+        wait_received: waits until the client has the answer, and returns whether it does; None if that cannot be
         observed.
         """
         answer.is_sent = True
-        task = asyncio.create_task(self._confirm(answer, reset))
+        task = asyncio.create_task(self._confirm(answer, wait_received))
         self._confirming.add(task)
         task.add_done_callback(self._confirming.discard)
 
-    async def _confirm(self, answer: OpenAnswer, reset: asyncio.Event | None) -> None:
-        with suppress(TimeoutError):
-            if reset is not None:
-                await asyncio.wait_for(reset.wait(), CONFIRM_SECONDS)
+    async def _confirm(self, answer: OpenAnswer, wait_received: Callable[[], Awaitable[bool]] | None) -> None:
+        is_received = wait_received is None or await wait_received()
         try:
-            await (self.leave(answer) if reset is not None and reset.is_set() else self.finish(answer))
+            await (self.finish(answer) if is_received else self.leave(answer))
         except StorageError as error:
             log.warning("the end of an answer is not recorded", action="answer_not_recorded", why=str(error))
 
-    async def find_cut_off(self, records: Sequence[IdempotencyRecord], *, since: float) -> list[IdempotencyRecord]:
-        """Return those whose answer nobody sends any more, though it was not sent to its end.
+    def is_given_up(self, record: IdempotencyRecord) -> bool:
+        """Return whether it is known already that an answer was cut off."""
+        return self._is_cut_off(record, ())
 
-        since: a process that died before this moment does not count.
-        """
-        others = {record.sender for record in records} - {"", self.name}
-        dead = {sender for sender in others if await self._is_dead(sender, since)}
+    async def find_cut_off(self, records: Sequence[IdempotencyRecord]) -> list[IdempotencyRecord]:
+        """Return those whose answer no process sends any more, though it was not sent to its end."""
+        others = sorted({record.sender for record in records} - {"", self.name})
+        are_dead = await asyncio.gather(*(self._is_dead(sender) for sender in others))
+        dead = {sender for sender, is_dead in zip(others, are_dead, strict=True) if is_dead}
         ours = [self._open.get((record.caller, record.key)) for record in records if record.sender == self.name]
         if any(answer is not None and not answer.is_sent for answer in ours):
             await asyncio.sleep(NOTICE_SECONDS)  # a connection may be lost already
@@ -133,25 +152,25 @@ class OpenAnswers:
             return (record.caller, record.key) not in self._open
         return not record.sender or record.sender in dead
 
-    async def _is_dead(self, sender: str, since: float) -> bool:
-        """Return whether a process stopped marking itself as alive, after `since`. Compares no clocks of two machines.
+    async def _is_dead(self, sender: str) -> bool:
+        """Return whether a process stopped marking itself as alive. Compares no clocks of two machines.
 
         A process that is alive marks itself again within a few seconds, so this waits until it is certain.
         """
         first = await self.senders.get(sender)
-        if first is None or first.seen_at < since:
-            return False
-        silence = min(max(self.clock.now() - first.seen_at, 0.0), DEAD_SECONDS)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DEAD_SECONDS - silence):
-                while await self.senders.get(sender) == first:  # noqa: ASYNC110
-                    await asyncio.sleep(BEAT_SECONDS / 4)
+        for _ in range(DEAD_BEATS * LOOKS_PER_BEAT):
+            await asyncio.sleep(self.beat_seconds / LOOKS_PER_BEAT)
+            if await self.senders.get(sender) != first:
                 return False
         return True
 
+    @property
+    def _is_beating(self) -> bool:
+        return self._beating is not None and not self._beating.done()
+
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(self.beat_seconds)
             if not self._open:
                 return
             try:

@@ -40,18 +40,18 @@ class Idempotency:
     answers: OpenAnswers
 
     async def find_record(
-        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int, answer_seconds: float | None
+        self, caller: str, fingerprint: str, *, key: str | None, retry_count: int, retry_seconds: float | None
     ) -> FoundRecord:
         """Return the request's record, with a batch if its tasks exist.
 
-        retry_count: how many times the client has sent this request before, by its own count. answer_seconds: see
+        retry_count: how many times the client has sent this request before, by its own count. retry_seconds: see
         `OrderRequest`. Raises `ApiError` for a key that was used with other content.
         """
         if key is not None:
             new = IdempotencyRecord(caller=caller, key=key, fingerprint=fingerprint, created_at=self.clock.now())
             return FoundRecord(record=await self.get_record(caller, fingerprint, key) or new)
         await self.answers.show_alive()
-        joined = await self._join_unsent(caller, fingerprint, retry_count, answer_seconds or RETRY_WINDOW_SECONDS)
+        joined = await self._join_unsent(caller, fingerprint, retry_count, retry_seconds or RETRY_WINDOW_SECONDS)
         return joined or await self._reserve_record(caller, fingerprint, retry_count)
 
     async def get_record(self, caller: str, fingerprint: str, key: str) -> IdempotencyRecord | None:
@@ -66,18 +66,18 @@ class Idempotency:
         return stored
 
     async def _join_unsent(
-        self, caller: str, fingerprint: str, retry_count: int, answer_seconds: float
+        self, caller: str, fingerprint: str, retry_count: int, retry_seconds: float
     ) -> FoundRecord | None:
         """Take over a record whose answer was cut off. A client that counts its retries says so itself."""
-        window = HELD_RETRY_SECONDS if answer_seconds > RETRY_WINDOW_SECONDS else RETRY_WINDOW_SECONDS
-        since = self.clock.now() - window
-        unsent = await self.records.list_unsent(caller, fingerprint, oldest=since - answer_seconds, since=since)
+        since = self.clock.now() - retry_seconds
+        unsent = await self.records.list_unsent(caller, fingerprint, own=self.answers.name, since=since)
         given_up = [record for record in unsent if record.retry_count < retry_count]
-        for seen in given_up:
+        # first those that were cut off: the client of another may still wait for it
+        for seen in sorted(given_up, key=self.answers.is_given_up, reverse=True):
             if answer := await self.answers.take_over(seen, retry_count=retry_count, is_open=True):
                 return FoundRecord(record=answer.record, answer=answer)
         others = [record for record in unsent if record not in given_up]
-        for seen in await self.answers.find_cut_off(others, since=since):
+        for seen in await self.answers.find_cut_off(others):
             if answer := await self.answers.take_over(seen, retry_count=seen.retry_count, is_open=False):
                 return FoundRecord(record=answer.record, answer=answer)
         return None
@@ -94,5 +94,6 @@ class Idempotency:
                 created_at=self.clock.now(),
                 sender=self.answers.name,
             )
-            if await self.records.insert_if_absent(new):
-                return FoundRecord(record=new, answer=self.answers.begin(new))
+            with self.answers.reserve_key(new.caller, new.key):
+                if await self.records.insert_if_absent(new):
+                    return FoundRecord(record=new, answer=self.answers.begin(new))

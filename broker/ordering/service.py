@@ -228,7 +228,7 @@ class OrderService:
         self, caller: str, orders: Sequence[PlannedOrder], details: BatchDetails | None
     ) -> FoundRecord | None:
         first = orders[0].request
-        if first.idempotency_key is None and first.retry_count is None and first.answer_seconds is None:
+        if first.idempotency_key is None and first.retry_count is None and first.retry_seconds is None:
             return None
         prints = [await request_fingerprint(order.request, order.plan.order) for order in orders]
         return await self.idempotency.find_record(
@@ -236,7 +236,7 @@ class OrderService:
             prints[0] if details is None else combined_fingerprint(prints, details),
             key=first.idempotency_key,
             retry_count=first.retry_count or 0,
-            answer_seconds=first.answer_seconds,
+            retry_seconds=first.retry_seconds,
         )
 
     async def _write(self, writing: OrderWriting, orders: Sequence[PlannedOrder]) -> CreatedTasks:

@@ -9,9 +9,7 @@ because that one accepts megabytes of headers and requests without a Host.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import termios
-from array import array
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from functools import partial
 from typing import Any, Final
 
 import h11
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from broker.api.http.answers import tracked_answer
@@ -28,6 +25,7 @@ from broker.api.http.connection import EXTENSION, ClientConnection
 from broker.api.http.responses import SECURITY_HEADERS, to_json
 from broker.net.hosts import is_loopback_host
 from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
+from broker.server.transports import OrderTransport, TurnFlow, has_unread_bytes, unacknowledged_bytes
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 CLOSE_HEADER: Final = (b"connection", b"close")
@@ -137,49 +135,6 @@ class _StrictConnection(h11.Connection):
             raise h11.RemoteProtocolError(str(error)) from None
 
 
-class _TurnFlow(FlowControl):
-    """Flow control that reads nothing more while received bytes wait for their turn."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self.transport = transport
-        self.is_held = False
-
-    def hold(self) -> None:
-        self.is_held = True
-        self.transport.pause_reading()
-
-    def release(self) -> None:
-        self.is_held = False
-        if not self.read_paused:
-            self.transport.resume_reading()
-
-    def resume_reading(self) -> None:
-        if self.is_held:
-            self.read_paused = False
-        else:
-            super().resume_reading()
-
-
-class _OrderTransport:
-    """The transport of one response: after the answer to an order only our side is closed.
-
-    A client that did not read all of it then resets the connection, which could not be seen after a full close.
-    """
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
-
-
-def _has_unread_bytes(transport: asyncio.Transport) -> bool:
-    """Return whether the kernel holds bytes that the loop has not read yet."""
-    count = array("i", [0])
-    fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
-    return count[0] > 0
-
-
 class DeadlineH11(H11Protocol):
     """One client connection."""
 
@@ -198,11 +153,12 @@ class DeadlineH11(H11Protocol):
         self._window_start_bytes = 0
         self._reading = _Timer(self.loop, self._on_reading_expired)
         self._writing = _Timer(self.loop, self._on_writing_expired)
-        self._connection = ClientConnection()
+        self._connection = ClientConnection(self._unsent_bytes)
+        self._unsent_before = sys.maxsize
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow: _TurnFlow = _TurnFlow(transport)
+        self.flow: TurnFlow = TurnFlow(transport)
         if self._register_peer():
             self._update_phase()
         else:
@@ -216,6 +172,29 @@ class DeadlineH11(H11Protocol):
         self._peer = peer
         self._peers[peer] += 1
         return self._peers[peer] <= self._limits.max_per_peer
+
+    def _unsent_bytes(self) -> int:
+        """Return the bytes in our buffers and in those of the kernel that the client's side has not acknowledged."""
+        return self.transport.get_write_buffer_size() + unacknowledged_bytes(self.transport)
+
+    def eof_received(self) -> None:
+        self._connection.cut_off_unsent()
+
+    def _is_draining(self, seconds: float) -> bool:
+        """Return whether the last response is on its way to a slow reader. seconds: since the last look."""
+        before, self._unsent_before = self._unsent_before, self._unsent_bytes()
+        received = before - self._unsent_before
+        return self._unsent_before > 0 and received >= self._limits.min_bytes_per_second * seconds
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it is idle."""
+        if self._is_draining(self.timeout_keep_alive):
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            return
+        self._connection.cut_off_unsent()
+        super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.lose(exc)
@@ -241,7 +220,7 @@ class DeadlineH11(H11Protocol):
     def _close_idle(self) -> None:
         if self._is_responding() or self.transport.is_closing():
             return
-        if not self._is_lingering and _has_unread_bytes(
+        if not self._is_lingering and has_unread_bytes(
             self.transport
         ):  # closing now would reset the connection instead of answering
             self.shutdown()
@@ -267,7 +246,7 @@ class DeadlineH11(H11Protocol):
         if self.cycle is not before:  # the application of the new request starts in the next turn
             cycle: Any = self.cycle
             cycle.scope["extensions"] = {EXTENSION: {"connection": self._connection}}
-            cycle.transport = _OrderTransport(self.transport, partial(self._end_response, cycle.scope))
+            cycle.transport = OrderTransport(self.transport, partial(self._end_response, cycle.scope))
         if self.conn.has_more and not self.flow.is_held:
             self.flow.hold()
             self.loop.call_later(self.conn.start_next_turn(), self._continue_parsing)
@@ -279,6 +258,7 @@ class DeadlineH11(H11Protocol):
             self._update_phase()
 
     def on_response_complete(self) -> None:
+        self._unsent_before = sys.maxsize
         super().on_response_complete()
         if self._current_phase() == _Phase.LEFTOVER and self.conn.is_chunked:
             self._linger()  # parsing the chunks would be work for nothing
@@ -324,7 +304,10 @@ class DeadlineH11(H11Protocol):
         if self._phase == _Phase.BODY and self._is_fast_enough():
             self._window_start_bytes = self._received
             self._reading.start(self._limits.window_seconds)
+        elif self._is_lingering and self._is_draining(self._limits.head_seconds):
+            self._reading.start(self._limits.head_seconds)
         else:
+            self._connection.cut_off_unsent()
             self.transport.abort()
 
     def _is_fast_enough(self) -> bool:
@@ -346,6 +329,7 @@ class DeadlineH11(H11Protocol):
         """Close the connection if the client does not read; while the buffer is full it can only shrink."""
         left = self.transport.get_write_buffer_size()
         if self._unsent - left < self._min_window_bytes:
+            self._connection.cut_off_unsent()
             self.transport.abort()
         else:
             self._unsent = left

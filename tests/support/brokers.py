@@ -101,6 +101,7 @@ async def open_broker(
     options: Options | None = None,
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     extra_dialects: Sequence[Callable[[Services], Dialect]] = (),
+    limits: ConnectionLimits = QUICK_STOP,
     **settings: Any,
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker over real HTTP, with the sandbox as its provider.
@@ -133,7 +134,7 @@ async def open_broker(
         services = await stack.enter_async_context(
             open_services(chosen, port=socket_port(sock), open_database=open_database, extra_dialects=extra_dialects)
         )
-        await stack.enter_async_context(running_server(services, sock, limits=QUICK_STOP))
+        await stack.enter_async_context(running_server(services, sock, limits=limits))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))
         yield RunningBroker(services=services, client=client, sandbox=sandbox)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.http.connection import connection_of
@@ -26,6 +27,18 @@ class TrackedAnswer:
     """Of the response, whatever it is; with names in lower case."""
     is_final: bool = True
     """False if it does not have the result: then an equal request gets the same order again."""
+
+
+def mark_unfinished(request: HTTPConnection) -> None:
+    """Record that the answer to this request does not have the result: an equal request waits for it again."""
+    if tracked := tracked_answer(request.scope):
+        tracked.is_final = False
+
+
+def allow_retry(request: HTTPConnection) -> None:
+    """Let the SDK of this client repeat its request by itself: it joins its own order."""
+    if tracked := tracked_answer(request.scope):
+        tracked.headers = {**tracked.headers, "x-should-retry": "true"}
 
 
 def track_answer(scope: Scope, answer: TrackedAnswer) -> None:
@@ -60,6 +73,6 @@ async def send_tracked(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
         if tracked is not None and tracked.answer is not None:
             with anyio.CancelScope(shield=True):
                 if is_sent and tracked.is_final:
-                    tracked.answers.confirm(tracked.answer, connection.reset if connection else None)
+                    tracked.answers.confirm(tracked.answer, connection.wait_received if connection else None)
                 else:
                     await tracked.answers.leave(tracked.answer)

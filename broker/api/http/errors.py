@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 
+from broker.api.http.answers import allow_retry, mark_unfinished
 from broker.api.http.endpoint import Dialect, dialect_of
 from broker.errors import ApiError
 from broker.logs import log
@@ -60,6 +61,8 @@ class ErrorRenderer:
 
     async def _on_storage_error(self, request: Request, error: StorageError) -> Response:
         log.error("the store cannot be used", action="store_unavailable", why=str(error))
+        mark_unfinished(request)
+        allow_retry(request)
         return self.render(request, _api_error(error))
 
     async def _on_disconnect(self, request: Request, _: ClientDisconnect) -> Response:

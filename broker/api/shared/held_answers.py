@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from broker.api.http.addresses import reached_host
-from broker.api.http.answers import TrackedAnswer, track_answer, tracked_answer
+from broker.api.http.answers import TrackedAnswer, allow_retry, mark_unfinished, track_answer
 from broker.api.http.endpoint import caller_of
 from broker.api.http.errors import unavailable
 from broker.api.http.identity import idempotency_key, retry_count
@@ -25,11 +25,12 @@ from broker.api.http.waiting import wait_while_connected
 from broker.api.shared.task_errors import still_running
 from broker.errors import ApiError
 from broker.ordering.drafts import BatchDetails, PlannedOrder, naming_order
-from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
+from broker.ordering.idempotency import HELD_RETRY_SECONDS, RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.tasks.queries import TaskQueries
+from storage.errors import StorageError
 from storage.tasks import Task
 
 BLANKS_AFTER_SECONDS: Final = 60.0
@@ -106,7 +107,7 @@ class HeldAnswers:
         ignored: fields that the dialect does not use. spelling: names of fields in the native API → in the dialect.
         Raises `ApiError`; then nothing was ordered.
         """
-        planned = await self._plan(request, order, self.hold_seconds if is_held else RETRY_WINDOW_SECONDS)
+        planned = await self._plan(request, order, HELD_RETRY_SECONDS if is_held else RETRY_WINDOW_SECONDS)
         created = await self.orders.create(caller_of(request).name, planned.request, planned.plan)
         unused = _listed_names((*(spelling.get(name, name) for name in planned.plan.ignored), *ignored))
         return self._track(request, created, unused, planned.plan.warnings)
@@ -130,13 +131,13 @@ class HeldAnswers:
         warnings = dict.fromkeys(warning for one in planned for warning in one.plan.warnings)
         return self._track(request, created, _listed_names((*names, *ignored)), tuple(warnings))
 
-    async def _plan(self, request: Request, order: OrderRequest, answer_seconds: float) -> PlannedOrder:
+    async def _plan(self, request: Request, order: OrderRequest, retry_seconds: float) -> PlannedOrder:
         order = replace(
             order,
             host=reached_host(request),
             idempotency_key=idempotency_key(request),
             retry_count=retry_count(request),
-            answer_seconds=answer_seconds,
+            retry_seconds=retry_seconds,
         )
         return PlannedOrder(request=order, plan=await self.orders.plan(order))
 
@@ -223,12 +224,22 @@ class HeldAnswers:
             async for _ in self.pauses(request, placed, left):
                 yield late.blank
             response = await late.render(await self.ended_tasks(placed))
-        except ApiError as error:
-            failure = late.render_late(error)
+        except ClientDisconnect:
+            return
+        except (ApiError, StorageError) as error:
+            failure = late.render_late(_told_late(request, error))
             yield failure if isinstance(failure, bytes) else to_json(failure)
             return
         async for chunk in _body_of(response):
             yield chunk
+
+
+def _told_late(request: Request, error: ApiError | StorageError) -> ApiError:
+    """Return the error that stands in an answer that has begun."""
+    if isinstance(error, ApiError):
+        return error
+    mark_unfinished(request)
+    return unavailable()
 
 
 def _listed_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -240,18 +251,6 @@ def _give_up(request: Request, placed: PlacedOrder) -> ApiError:
     """Return the error that names the task; an equal request waits for it again."""
     mark_unfinished(request)
     return still_running(placed.tasks)
-
-
-def mark_unfinished(request: Request) -> None:
-    """Record that the answer to this request does not have the result: an equal request waits for it again."""
-    if tracked := tracked_answer(request.scope):
-        tracked.is_final = False
-
-
-def allow_retry(request: Request) -> None:
-    """Let the SDK of this client repeat its request by itself: it joins its own order."""
-    if tracked := tracked_answer(request.scope):
-        tracked.headers = {**tracked.headers, "x-should-retry": "true"}
 
 
 def wants_async(request: Request) -> bool:

@@ -8,9 +8,10 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
+from broker.api.http.answers import mark_unfinished
 from broker.api.http.errors import unavailable
 from broker.api.http.responses import to_json
-from broker.api.shared.held_answers import HeldAnswers, PlacedOrder, mark_unfinished
+from broker.api.shared.held_answers import HeldAnswers, PlacedOrder
 from broker.api.shared.inline_images import split_document, stream_pieces
 from broker.errors import ApiError
 from storage.blobs.store import BlobStore

@@ -565,7 +565,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     record = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
     await database.transact(records.claim(record))
     await records.get("me", "k")
-    await records.list_unsent("me", "f", oldest=NOW, since=NOW)
+    await records.list_unsent("me", "f", own="here", since=NOW)
     await records.next_ordinal("me", "f")
     await records.insert_if_absent(record)
     await records.take_over(record, replace(record, sender="another"))

@@ -1,0 +1,63 @@
+"""Flow control of a connection, its end, and what the kernel holds of it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import termios
+from array import array
+from collections.abc import Callable
+from contextlib import suppress
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+
+class TurnFlow(FlowControl):
+    """Flow control that reads nothing more while received bytes wait for their turn."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.transport = transport
+        self.is_held = False
+
+    def hold(self) -> None:
+        self.is_held = True
+        self.transport.pause_reading()
+
+    def release(self) -> None:
+        self.is_held = False
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_held:
+            self.read_paused = False
+        else:
+            super().resume_reading()
+
+
+class OrderTransport:
+    """The transport of one response: after the answer to an order only our side is closed.
+
+    A client that did not read all of it then resets the connection, which could not be seen after a full close.
+    """
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
+def has_unread_bytes(transport: asyncio.Transport) -> bool:
+    """Return whether the kernel holds bytes that the loop has not read yet."""
+    count = array("i", [0])
+    fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    return count[0] > 0
+
+
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return the sent bytes that the kernel still holds, because the other side has not acknowledged them."""
+    count = array("i", [0])
+    with suppress(OSError):  # closed, or a kernel that does not tell
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+    return count[0]
