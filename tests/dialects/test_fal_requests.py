@@ -61,6 +61,23 @@ async def test_images_that_end_together_have_one_webhook(tmp_path: Path) -> None
             await end_together(services)
 
 
+@pytest.mark.parametrize("is_last_deleted", [False, True])
+async def test_deleted_image_does_not_stop_the_others(tmp_path: Path, is_last_deleted: bool) -> None:
+    """The webhook at the end tells what is left of the request."""
+    request = OrderRequest(
+        params=ImageParams(prompt="a red fox"), count=2, origin=ORIGIN, callback_url="https://example.com/hook"
+    )
+    async with still(tmp_path, SystemClock(), callback_allow=("example.com",)) as services:
+        tasks = await create_tasks(services, request)
+        deleted, other = reversed(tasks) if is_last_deleted else tasks
+        await services.canceler.cancel_task(deleted.id)
+        await services.deleter.delete_task(deleted.id)
+        assert (await services.canceler.cancel_task(other.id)).status == "canceled"
+        (event,) = await written(services)
+        body = json.loads(event.body)
+        assert (body["request_id"], body["payload"]["detail"][0]["type"]) == (tasks[0].id, "client_cancelled")
+
+
 async def test_images_that_end_together_have_one_webhook_on_postgres(
     tmp_path: Path, postgres: servers.Postgres
 ) -> None:

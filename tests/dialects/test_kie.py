@@ -188,6 +188,12 @@ async def test_upload_that_is_wrong_is_refused(broker: RunningBroker, wrong: dic
     assert {**answer.json(), "msg": ""} == {"success": False, "code": 400, "msg": "", "data": None}
 
 
+@pytest.mark.parametrize("address", ["http://[", "http://ex\u2100mple.com/a.png", "", "http://a:99999/"])
+async def test_upload_from_what_is_no_address_is_refused(broker: RunningBroker, address: str) -> None:
+    answer = await broker.client.post("/api/file-url-upload", json={"fileUrl": address, "uploadPath": "images"})
+    assert (answer.status_code, answer.json()["success"], answer.json()["code"]) == (200, False, 400), answer.text
+
+
 def signature(task: str, timestamp: str) -> str:
     digest = hmac.digest(SECRET.encode(), f"{task}.{timestamp}".encode(), hashlib.sha256)
     return base64.b64encode(digest).decode()

@@ -40,7 +40,11 @@ class RequestFormat(Protocol):
     """How one dialect tells the end of a request for several images, by one webhook with all of them."""
 
     def make_request_body(self, at: float, tasks: Sequence[Task], images: Sequence[StoredImage]) -> str:
-        """Return the JSON body, in ASCII. tasks: all of the request, ended. images: their results, in order. Pure."""
+        """Return the JSON body, in ASCII. Pure.
+
+        tasks: all of the request, ended; some may be deleted since, but not the one that ended last. images: their
+        results, in order.
+        """
 
 
 class WebhookFormat(Protocol):

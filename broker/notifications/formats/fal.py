@@ -16,6 +16,7 @@ from broker.notifications.formats.base import FormatContext
 from broker.presenter import ResponseModel
 from storage.deliveries import Delivery
 from storage.images import StoredImage
+from storage.states import TaskState
 from storage.tasks import Task
 from webhooks.events import Event
 from webhooks.signatures.ed25519_lines import derived_key, sign
@@ -125,13 +126,14 @@ class FalFormat:
         return self.make_request_body(at, [task], images)
 
     def make_request_body(self, at: float, tasks: Sequence[Task], images: Sequence[StoredImage]) -> str:
-        first, completed = tasks[0], [task for task in tasks if task.status == "completed"]
-        body: dict[str, Any] = {"request_id": first.id, "gateway_request_id": first.id}
+        request_id, kept = tasks[0].id, [task for task in tasks if task.state != TaskState.EXPIRED]
+        completed = [task for task in kept if task.status == "completed"]
+        body: dict[str, Any] = {"request_id": request_id, "gateway_request_id": request_id}
         if completed:
-            base = self._public_base() or str(first.origin.get(BASE_KEY, ""))
+            base = self._public_base() or str(completed[0].origin.get(BASE_KEY, ""))
             body |= {"status": "OK", "error": None, "payload": build_output(completed, images, base).to_document()}
         else:
-            body |= {"status": "ERROR", **self._failure(first)}
+            body |= {"status": "ERROR", **self._failure(kept[0])}
         return json.dumps(body, allow_nan=False, separators=(",", ":"))
 
     def _failure(self, task: Task) -> dict[str, Any]:

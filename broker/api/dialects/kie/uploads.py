@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -91,7 +92,8 @@ class KieUploadRoutes:
     async def upload_url(self, request: Request) -> Response:
         """Upload a file by its address in the way of kie.ai."""
         parsed = await read_json_model(request, MAX_URL_BODY_BYTES, KieUrlUpload)
-        name = unquote(urlsplit(parsed.file_url).path.rpartition("/")[2])
+        path = re.split(r"[?#]", parsed.file_url.partition("://")[2])[0].partition("/")[2]
+        name = unquote(path.rpartition("/")[2])
         return _answer(await self.files.store_url(request, parsed.file_url, parsed.to_details(name)))
 
     async def download_file(self, request: Request) -> Response:
