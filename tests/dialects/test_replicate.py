@@ -230,6 +230,27 @@ async def test_input_is_shown_without_images_and_unused_fields_are_listed(broker
     assert answer.headers["x-request-id"] == answer.json()["id"]
 
 
+async def test_secrets_and_long_names_are_not_kept(broker: RunningBroker) -> None:
+    await create(broker, "a fox for a signed address")
+    (first, *_) = (await broker.client.get("/v1/predictions")).json()["results"]
+    signed = f"{first['output']}?X-Amz-Signature=5ec2e7"
+    given = {"image_input": [signed], "openai_api_key": "sk-5ec2e7", "mask": "https://a.example/m.png?sig=5ec2e7"}
+    answer = await create(broker, "a discreet fox", "", input=given)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["input"] == {
+        "prompt": "a discreet fox",
+        "image_input": [first["output"]],
+        "openai_api_key": "[REDACTED]",
+        "mask": "https://a.example/m.png",
+    }
+    task = await broker.services.queries.get(answer.json()["id"])
+    assert "5ec2e7" not in str(task)
+    long = "x" * 101
+    for version in (f"{long}/nano-banana", f"{MODEL}:{long}"):
+        refused = await broker.client.post("/v1/predictions", json={"version": version, "input": {"prompt": "a fox"}})
+        assert (refused.status_code, refused.json()["code"]) == (400, "unsupported_parameter")
+
+
 async def test_earlier_output_is_a_reference_by_its_address(broker: RunningBroker) -> None:
     await create(broker, "a fox to be changed")
     (first, *_) = (await broker.client.get("/v1/predictions")).json()["results"]

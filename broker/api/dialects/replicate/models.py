@@ -19,7 +19,8 @@ OWNER: Final = "google"
 COG_VERSION: Final = "0.3.9"
 """The oldest whose schemas say which outputs are iterators; none of ours is."""
 
-_REFERENCE: Final = re.compile(r"([^/:]+)/([^/:]+)(?::(.+))?")
+_REFERENCE: Final = re.compile(r"([^/:]{1,100})/([^/:]{1,100})(?::(.{1,100}))?")
+"""Kept and shown with the prediction, so it is short."""
 _VERSION_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 

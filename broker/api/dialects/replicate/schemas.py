@@ -29,7 +29,11 @@ MAX_ECHOED_ENTRIES: Final = 20
 
 _IMAGE_FIELD: Final = re.compile(r"image|image_input|input_images?|images|image_[0-9]{1,2}")
 """Fields of reference images, of these models and of others that clients have moved from."""
+_SECRET_FIELD: Final = re.compile(r".*(key|token|secret|password).*", re.IGNORECASE | re.DOTALL)
+"""Fields like `openai_api_key`, which models at Replicate have."""
+_REDACTED: Final = "[REDACTED]"
 _DATA_URI: Final = re.compile(r"data:[^,]{0,100},")
+_URL: Final = re.compile(r"https?://", re.IGNORECASE)
 _INPUT_IMAGE: Final = {"type": "string", "description": "a URL, or a data URI"}
 
 
@@ -68,10 +72,15 @@ class ReplicateInput(BaseModel):
         return [name for name in self.model_extra or () if not _IMAGE_FIELD.fullmatch(name)]
 
     def to_echo(self) -> dict[str, Any]:
-        """Return the input as a prediction shows it: without the prompt, image data, and what is long or nested."""
+        """Return the input as a prediction shows it: without the prompt, image data, and what is long or nested.
+
+        Secrets are left out, too: fields named so, and the queries of URLs, which sign them.
+        """
         values = self.model_dump(exclude={"prompt"}, exclude_unset=True)
         return {
-            name[:MAX_ECHOED_CHARACTERS]: _shorten(value)
+            name[:MAX_ECHOED_CHARACTERS]: _REDACTED
+            if _SECRET_FIELD.fullmatch(name) and isinstance(value, str)
+            else _shorten(value)
             for name, value in list(values.items())[:MAX_ECHOED_FIELDS]
             if not isinstance(value, dict)
         }
@@ -108,7 +117,7 @@ def make_source(text: str) -> ReferenceSource:
     """Return the source of a reference image. Raises `ApiError` for a text that is neither a URL nor a data URI."""
     if text[:5].lower() == "data:":
         return DataUriReference(text=text)
-    if text.startswith("/uploads/") or re.match(r"https?://", text, re.IGNORECASE):
+    if text.startswith("/uploads/") or _URL.match(text):
         return UrlReference(url=text)
     raise ApiError("invalid_image", "An input image must be an http(s) URL or a data URI.", field="input")
 
@@ -120,6 +129,8 @@ def _shorten(value: Any) -> Any:
         return value
     if head := _DATA_URI.match(value):
         return f"{head[0]}…"
+    if _URL.match(value):
+        value = value.partition("?")[0]
     return value if len(value) <= MAX_ECHOED_CHARACTERS else f"{value[:MAX_ECHOED_CHARACTERS]}…"
 
 
