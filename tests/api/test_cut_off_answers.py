@@ -331,6 +331,24 @@ async def test_answer_that_a_slow_reader_gets_at_last_was_read(tmp_path: Path, c
         assert (answer.status_code, len(await broker.provider_jobs())) == (200, 2)
 
 
+async def test_order_whose_images_are_gone_is_told_once_and_then_made_again(tmp_path: Path) -> None:
+    async with open_broker(tmp_path, options=Options(duration=0.1, creates_per_window=10_000)) as broker:
+        port, order = broker.client.base_url.port or 0, {"prompt": "a red fox"}
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes(port, path="/generate"))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+        async with asyncio.timeout(10):
+            while not (tasks := (await broker.client.get("/api/tasks?status=completed")).json()["data"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await broker.services.blobs.delete(tasks[0]["id"])
+        gone = await broker.client.post("/generate", json=order)
+        assert (gone.status_code, gone.headers["x-request-id"]) == (410, tasks[0]["id"]), gone.text
+        again = await broker.client.post("/generate", json=order)
+        assert (again.status_code, len(await broker.provider_jobs())) == (200, 2)
+
+
 async def test_order_that_was_cut_off_in_one_dialect_is_not_joined_in_another(tmp_path: Path) -> None:
     """The later answers and the webhook of an order have the terms of the dialect in which it was made."""
     async with open_broker(tmp_path, options=Options(duration=0.3, creates_per_window=10_000)) as broker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,11 +13,14 @@ from typing import Any, Final
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from storage.blobs.store import BlobStore
+from broker.errors import ApiError
+from storage.blobs.store import BlobMissing, BlobStore
 from storage.images import StoredImage
 
 _GROUP_BYTES: Final = 3
 """Base64 of every three bytes stands alone."""
+_BEGIN_CHUNKS: Final = 3
+"""The text before an image, its quotation mark, and its first bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,11 @@ def image_json(
 
 
 class _ClosingResponse(StreamingResponse):
-    """Closes its stream in any case: the client may leave in the middle of an image."""
+    """Begins when the first image is opened, and closes its stream in any case: the client may leave in the middle.
+
+    Raises `ApiError` for an image that is gone, while that can be told: an answer that breaks off would be asked for
+    again and again.
+    """
 
     def __init__(self, stream: AsyncGenerator[bytes, None], status: int, headers: Mapping[str, str]) -> None:
         super().__init__(stream, status, headers)
@@ -104,4 +111,23 @@ class _ClosingResponse(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._stream):
+            begin = await self._read_begin()
+            self.body_iterator = _chained(begin, self._stream)
             await super().__call__(scope, receive, send)
+
+    async def _read_begin(self) -> list[bytes]:
+        """Return the text before the first image, and the first bytes of it."""
+        begin = list[bytes]()
+        try:
+            while len(begin) < _BEGIN_CHUNKS and (chunk := await anext(self._stream, None)) is not None:
+                begin.append(chunk)
+        except BlobMissing as error:
+            raise ApiError("task_expired", "The images of this order are deleted: order them again.") from error
+        return begin
+
+
+async def _chained(begin: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for chunk in begin:
+        yield chunk
+    async for chunk in rest:
+        yield chunk
