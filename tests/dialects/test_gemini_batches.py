@@ -160,6 +160,25 @@ async def test_other_clients_get_the_answers_in_response_and_errors_of_single_re
     assert "response" not in by_sdk and "inline_data" not in json.dumps(by_sdk)
 
 
+async def test_answers_stay_in_their_places_when_one_is_deleted(broker: RunningBroker) -> None:
+    items = [asked(f"a fox in place {number}") | {"metadata": {"place": str(number)}} for number in range(3)]
+    name = (await create(broker, *items)).json()["name"]
+    await ended(broker, name)
+    tasks = await broker.services.queries.get_batch(name.replace("batches/", "batch_"))
+    for deleted in (tasks[0], tasks[2]):
+        authorized = {"Authorization": f"Bearer {KEY}"}
+        assert (await broker.client.delete(f"/api/task/{deleted.id}", headers=authorized)).status_code == 204
+    job = await with_sdk(broker, lambda client: client.batches.get(name=name))
+    assert job.dest and job.dest.inlined_responses
+    first, second, third = job.dest.inlined_responses
+    assert (second.metadata, second.response is not None) == ({"place": "1"}, True)
+    assert first.error and third.error and (first.error.code, third.error.code) == (5, 5)
+    stats = (await broker.client.get(f"/v1beta/{name}", headers=GOOG)).json()["metadata"]["batchStats"]
+    assert stats == {
+        "requestCount": "3", "pendingRequestCount": "0", "successfulRequestCount": "1", "failedRequestCount": "2"
+    }  # fmt: skip
+
+
 async def test_batches_belong_to_their_caller(broker: RunningBroker) -> None:
     name = (await create(broker, asked("a fox of one key"))).json()["name"]
     other = {"x-goog-api-key": OTHER_KEY}
@@ -179,6 +198,12 @@ async def test_all_requests_are_ordered_or_none(broker: RunningBroker) -> None:
         ([asked("none 1")], {"webhookConfig": {"uris": [f"https://example.com/{n}" for n in range(6)]}}, "At most 5"),
         ([asked("none 1")], {"inputConfig": {"fileName": "files/x"}}, "send them inline"),
         ([asked("none 1")], {"displayName": "x" * 513}, "512"),
+        (
+            [asked("none 1"), asked("none 2") | {"metadata": {"key": "x" * 20_000}}],
+            {},
+            "requests[1].metadata is larger",
+        ),
+        ([asked("none 1")], {"webhookConfig": {"user_metadata": {"key": "x" * 20_000}}}, "userMetadata is larger"),
         ([], {}, "1 to 1000 requests"),
     ]
     before = await broker.services.blobs.list_owners(-60.0)

@@ -129,14 +129,15 @@ class GeminiBatchList(ResponseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchItem:
-    """The tasks of one request of a batch, in order."""
+    """One request of a batch."""
 
     tasks: Sequence[Task]
+    """In order; none is left if its caller deleted them."""
 
     @property
     def place(self) -> Mapping[str, Any]:
         """Return what the origin of its tasks says about it."""
-        found: Mapping[str, Any] = self.tasks[0].origin[ORIGIN]
+        found: Mapping[str, Any] = self.tasks[0].origin[ORIGIN] if self.tasks else {}
         return found
 
     @property
@@ -149,11 +150,11 @@ class BatchItem:
 
 
 def split_items(tasks: Sequence[Task]) -> list[BatchItem]:
-    """Return the requests of a batch, in order."""
-    items: dict[int, list[Task]] = {}
+    """Return all requests of a batch, in order: clients find an answer by its position. tasks: those that are left."""
+    items: list[list[Task]] = [[] for _ in range(tasks[0].origin[ORIGIN]["of"])]
     for task in tasks:
-        items.setdefault(task.origin[ORIGIN]["item"], []).append(task)
-    return [BatchItem(tasks=items[number]) for number in sorted(items)]
+        items[task.origin[ORIGIN]["item"]].append(task)
+    return [BatchItem(tasks=item) for item in items]
 
 
 def describe_batch(batch: StoredBatch, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -212,6 +213,8 @@ class BatchWriter:
         return document | ({"response": output} if self.repeats and "error" not in document else {})
 
     def _item(self, item: BatchItem) -> dict[str, Any]:
+        if not item.tasks:
+            return {"error": {"code": _CODES[404], "message": "The tasks of this request are deleted."}}
         metadata = item.place.get("metadata")
         echoed = {} if metadata is None else {"metadata": metadata}
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Final
@@ -28,7 +28,7 @@ from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_succes
 from broker.api.http.pagination import MAX_LIMIT, cursor_text, split_page
 from broker.api.http.query import QueryModel
 from broker.api.http.request_body import read_json_model
-from broker.api.http.responses import json_response
+from broker.api.http.responses import json_response, to_json
 from broker.api.shared.files import SIZE_TEXT
 from broker.api.shared.held_answers import ORDER_ERRORS, PlacedOrder
 from broker.api.shared.inline_images import image_json
@@ -45,6 +45,8 @@ DIALECT: Final = "gemini"
 MAX_REQUESTS: Final = 1000
 MAX_NAME: Final = 512
 MAX_URIS: Final = 5
+MAX_METADATA_BYTES: Final = 16 * 1024
+"""As JSON: it is kept with every task of a request, and sent with every webhook."""
 _OBJECT: Final = {"type": "object"}
 
 
@@ -133,7 +135,8 @@ class GeminiBatchRoutes:
         for number, item in enumerate(items, 1):
             with naming_order(number, len(items)):
                 built.append(self.orders.build(request, item.request, item.model or named))
-        orders = [_as_item(built[number].order, item, number) for number, item in enumerate(items)]
+        places = [{"item": number, "of": len(items)} for number in range(len(items))]
+        orders = [_as_item(one.order, item, place) for one, item, place in zip(built, items, places, strict=True)]
         ignored = [*parsed.unknown_names("batch."), *(name for one in built for name in one.ignored)]
         return await self.orders.held.place_together(request, orders, details, ignored=ignored, spelling=SPELLING)
 
@@ -216,12 +219,21 @@ def _read_items(batch: GeminiBatchOrder) -> Sequence[GeminiBatchItem]:
     if len(batch.display_name or "") > MAX_NAME:
         message = f"displayName has at most {MAX_NAME} characters."
         raise ApiError("invalid_request", message, field="batch.displayName")
+    if batch.webhook_config:
+        _check_metadata(batch.webhook_config.user_metadata, "batch.webhookConfig.userMetadata")
+    for number, item in enumerate(items):
+        _check_metadata(item.metadata, f"batch.inputConfig.requests.requests[{number}].metadata")
     return items
 
 
-def _as_item(order: OrderRequest, item: GeminiBatchItem, number: int) -> OrderRequest:
+def _check_metadata(metadata: Mapping[str, Any] | None, field: str) -> None:
+    if metadata and len(to_json(metadata)) > MAX_METADATA_BYTES:
+        message = f"{field} is larger than {MAX_METADATA_BYTES:,} bytes: send a key, and keep the rest."
+        raise ApiError("invalid_request", message, field=field)
+
+
+def _as_item(order: OrderRequest, item: GeminiBatchItem, place: dict[str, Any]) -> OrderRequest:
     """Return the order of one request: it says its place in the batch, and waits behind orders of its caller."""
-    place: dict[str, Any] = {"item": number}
     if item.metadata is not None:
         place["metadata"] = item.metadata
     if item.request.asks_for_text:
