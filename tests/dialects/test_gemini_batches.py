@@ -194,7 +194,12 @@ async def test_all_requests_are_ordered_or_none(broker: RunningBroker) -> None:
     wrong: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
         ([asked("none 1"), other_ratio], {}, "Request 2 of 2"),
         ([asked("none 1"), {"request": {"contents": _image("AAAA")}}], {}, "Request 2 of 2"),
-        ([asked("none 1")], {"webhookConfig": {"uris": ["http://169.254.169.254/x"]}}, "callback"),
+        (
+            [asked("none 1")],
+            {"webhookConfig": {"uris": ["http://169.254.169.254/x"]}},
+            "batch.webhookConfig.uris is not",
+        ),
+        ([asked("none 1", generationConfig={"candidateCount": 0})], {}, '"generationConfig.candidateCount must be'),
         ([asked("none 1")], {"webhookConfig": {"uris": [f"https://example.com/{n}" for n in range(6)]}}, "At most 5"),
         ([asked("none 1")], {"inputConfig": {"fileName": "files/x"}}, "send them inline"),
         ([asked("none 1")], {"displayName": "x" * 513}, "512"),

@@ -115,6 +115,11 @@ def test_base64_of_either_alphabet_and_signatures_of_an_sdk_are_read() -> None:
         assert said.turns[1].parts == (TurnPart(reference=0, signature=signature),)
 
 
+def test_conversation_that_is_far_too_long_is_refused() -> None:
+    with pytest.raises(ApiError, match="leave the oldest turns out"):
+        read(user(text("a fox")), model(text("x" * 2**20)), user(text("blue")))
+
+
 def test_drafts_of_the_model_are_left_out() -> None:
     said = read(user(text("a fox")), model(image("AAAA", thought=True), image("BBBB")), user(text("blue")))
     assert [data_of(one) for one in said.sources] == ["BBBB"]

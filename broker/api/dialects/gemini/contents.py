@@ -22,6 +22,9 @@ from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart
 
 Role = Literal["user", "model"]
 
+MAX_CHARACTERS: Final = 2**20
+"""Of all texts of a conversation, which is kept with each of its images; many times what these models read."""
+
 _ROLES: Final[Mapping[str, Role]] = {"": "user", "user": "user", "model": "model"}
 
 
@@ -70,6 +73,9 @@ def read_conversation(
     places = [*_list_parts(contents)]
     if not places or places[-1].role != "user":
         message = "contents must end with a turn of the user: add one with a text."
+        raise ApiError("invalid_request", message, field="contents")
+    if sum(len(place.part.text or "") for place in places) > MAX_CHARACTERS:
+        message = f"The texts of contents have more than {MAX_CHARACTERS:,} characters: leave the oldest turns out."
         raise ApiError("invalid_request", message, field="contents")
     asked = _last_turn(places)
     kept, left_out = _choose_images(places, asked, max_images)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from broker.api.dialects.gemini.orders import SPELLING
 from broker.api.http.responses import error_headers, json_response
+from broker.api.shared.field_names import respell_names
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError, FailedTask
 
@@ -56,7 +57,7 @@ def describe_error(error: ApiError) -> dict[str, Any]:
     """Return the object that stands under `error`."""
     return GeminiErrorStatus(
         code=error.status,
-        message=error.message,
+        message=respell_names(error.message, SPELLING),
         status=_STATUS_NAMES.get(error.status, "UNKNOWN"),
         details=[*_details(error)],
     ).to_document()
@@ -72,7 +73,11 @@ def _details(error: ApiError) -> Iterator[dict[str, Any]]:
         metadata |= {"billed": error.billed, "taskId": error.task_id}
     yield {"@type": f"{_TYPE}ErrorInfo", "reason": error.code, "domain": DOMAIN, "metadata": metadata}
     found = [(one.field, one.message) for one in error.details] or [(error.field or "", error.message)]
-    violations = [{"field": SPELLING.get(name, name), "description": message} for name, message in found if name]
+    violations = [
+        {"field": SPELLING.get(name, name), "description": respell_names(message, SPELLING)}
+        for name, message in found
+        if name
+    ]
     if violations:
         yield {"@type": f"{_TYPE}BadRequest", "fieldViolations": violations}
     if error.retry_after is not None:

@@ -23,6 +23,8 @@ SPELLING: Final[Mapping[str, str]] = {
     "google_search": "tools.googleSearch",
     "prompt": "contents",
     "image": "contents",
+    "imageUrls": "contents",
+    "callbackUrl": "batch.webhookConfig.uris",
     **{name: f"generationConfig.{name}" for name in ("seed", "temperature", "topP", "topK", "maxOutputTokens")},
 }
 """Names in the native API → in a request."""
