@@ -7,6 +7,7 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -16,7 +17,7 @@ from mcp_types import ImageContent, ResourceLink
 from pydantic import BaseModel
 
 from broker.client import AsyncClient, BrokerError, Result, Task
-from uploads.detect import detect_type
+from uploads.detect import HEAD_BYTES, detect_type
 from uploads.structure import InvalidImage
 
 RESOURCE_PREFIX: Final = "broker://images/"
@@ -119,12 +120,18 @@ def link_to(image: SavedImage) -> ResourceLink:
 
 
 def _read_file(text: str) -> bytes:
+    """Return the bytes of an image file. An agent may be talked into naming another file: that is sent nowhere."""
     path = Path(text).expanduser()
     try:
-        if path.stat().st_size > MAX_INPUT_BYTES:
+        status = path.stat()
+        if not S_ISREG(status.st_mode):  # a device or a pipe may have no end
+            raise ValueError("it is no file")
+        if status.st_size > MAX_INPUT_BYTES:
             raise ToolError(f"{path} is larger than {MAX_INPUT_BYTES:,} bytes: give a smaller image.")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+        detect_type(content[:HEAD_BYTES])
+        return content
+    except (OSError, ValueError, InvalidImage) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ToolError(
             f"{path} cannot be read ({reason}): give the path of an image on this machine, its URL, or the uri of an "
