@@ -239,3 +239,23 @@ async def test_answer_has_the_image_first_for_clients_that_are_no_sdk(broker: Ru
     assert second["text"].startswith("Here")
     assert ("thoughtSignature" in first) == (mood != "markdown")
     assert json.dumps(answer.json()).count("stored:") == 0
+
+
+async def test_odd_parts_beside_the_image_do_not_hide_it(broker: RunningBroker) -> None:
+    """Relays write other types than Google, and the image is paid."""
+    headers = {"Idempotency-Key": "odd-parts", "x-goog-api-client": "google-genai-sdk/1"}
+    path, body = f"/v1beta/models/{PRO}:generateContent", {"contents": [user(text("an odd fox"))]}
+    first = await broker.client.post(path, json=body, headers=headers)
+    assert first.status_code == 200, first.text
+    (task,) = await broker.services.tables.tasks.list_newest(status=None, limit=1, before=None)
+    turn = json.loads(task.turn or "")
+    (made,) = [part for part in turn["parts"] if "inlineData" in part]
+    odd = [{"inlineData": "x"}, {"inlineData": {"data": ["x"]}}, {"text": 5}, {"text": "fine", "thoughtSignature": 5}]
+    odd += [{"text": f"![fox](stored:{task.id}/{'0' * 64})"}]
+    changed = json.dumps({**turn, "parts": [*odd, made]})
+    await broker.services.database.execute("UPDATE tasks SET turn = :turn WHERE id = :id", turn=changed, id=task.id)
+    answer = await broker.client.post(path, json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    image, words = answer.json()["candidates"][0]["content"]["parts"]
+    assert image == first.json()["candidates"][0]["content"]["parts"][0]
+    assert words == {"text": "fine"}

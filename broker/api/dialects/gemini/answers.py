@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,11 +11,14 @@ from typing import Any, Final
 from broker.api.dialects.gemini.spelling import AnswerStyle, spell_image
 from broker.catalog import Catalog
 from broker.errors import ApiError
+from broker.reports import STORED_PREFIX
 from storage.images import StoredImage
 from storage.tasks import Task
 
 PROMPT_TOKENS: Final = 10
 """Of a prompt whose tokens are not known: the count in the documentation of relays."""
+_STORED: Final = re.compile(rf"{STORED_PREFIX}\S*[0-9a-f]{{64}}")
+"""What stands for an image in the text of a turn."""
 LATE_REASON: Final = "IMAGE_OTHER"
 
 Document = dict[str, Any]
@@ -90,11 +94,12 @@ def _parts_of_turn(made: TaskImages, style: AnswerStyle) -> list[Document] | Non
         if part.get("thought") is True:
             continue
         signature = part.get("thoughtSignature") or part.get("thought_signature")
-        signed = {"thoughtSignature": signature} if signature else {}
-        inline: Mapping[str, Any] = part.get("inlineData") or part.get("inline_data") or {}
-        if inline.get("data") in outputs:
-            parts.append(spell_image(outputs.pop(inline["data"]), style.spelling) | signed)
-        elif isinstance(text := part.get("text"), str) and not any(output in text for output in outputs):
+        signed = {"thoughtSignature": signature} if isinstance(signature, str) and signature else {}
+        inline, text = part.get("inlineData") or part.get("inline_data"), part.get("text")
+        data = inline.get("data") if isinstance(inline, dict) else None
+        if isinstance(data, str) and data in outputs:
+            parts.append(spell_image(outputs.pop(data), style.spelling) | signed)
+        elif isinstance(text, str) and not _STORED.search(text):
             parts.append({"text": text} | signed)
     return None if outputs else parts
 
