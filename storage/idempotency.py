@@ -44,14 +44,14 @@ class IdempotencyRecords:
         return await fetch_one_as(self.database, IdempotencyRecord, sql, caller=caller, key=key)
 
     async def list_unsent(self, caller: str, fingerprint: str, *, own: str, since: float) -> list[IdempotencyRecord]:
-        """Return the requests without key whose answer is not at its end, newest first.
+        """Return the requests without key whose answer is not at its end: cut off ones first, then the newest.
 
         Those whose answer this process (own) sends, or another that was alive since a moment, or was cut off since.
         """
         sql = """SELECT * FROM idempotency WHERE caller = :caller AND fingerprint = :fingerprint AND ordinal > 0
             AND answered_at IS NULL AND (sender = :own OR left_at >= :since OR EXISTS
             (SELECT 1 FROM answer_senders s WHERE s.name = idempotency.sender AND s.seen_at >= :since))
-            ORDER BY ordinal DESC LIMIT 20"""
+            ORDER BY sender <> '', ordinal DESC LIMIT 20"""
         params = {"caller": caller, "fingerprint": fingerprint, "own": own, "since": since}
         return await fetch_as(self.database, IdempotencyRecord, sql, **params)
 

@@ -118,6 +118,14 @@ async def test_retry_joins_the_try_that_was_cut_off_before_one_that_is_still_ans
     assert keys(again) == keys(lost) != keys(waiting)
 
 
+async def test_answer_that_was_cut_off_is_found_among_many_that_are_still_awaited(cluster: Cluster) -> None:
+    one = cluster.start()
+    lost = await one.find()
+    await asyncio.gather(*(one.find() for _ in range(25)))
+    await leave(one, lost)
+    assert keys(await one.find()) == keys(lost)
+
+
 async def test_answer_that_nobody_waits_for_does_not_end_the_order_of_the_retry(cluster: Cluster) -> None:
     """A proxy read the first answer though its client had left; the retry took the order over, and was cut off."""
     for second in (cluster.start(), None):
