@@ -28,6 +28,8 @@ MAX_NAME: Final = 512
 """Characters; the rest is cut off."""
 MAX_METADATA: Final = 100
 """Entries."""
+MAX_UPLOAD_PARTS: Final = 1000
+"""Of a resumable upload; each is a file until the last one has arrived."""
 WRITE_BYTES: Final = 256 * 1024
 _CHOSEN_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -146,6 +148,9 @@ class FileService:
         """Add bytes to an upload; the same bytes again change nothing. Raises `ApiError`."""
         if offset not in {upload.received, upload.last_received} or upload.finished_as:
             raise _wrong_offset(upload)
+        if offset == upload.received and len(upload.parts) >= MAX_UPLOAD_PARTS:
+            message = f"An upload has at most {MAX_UPLOAD_PARTS:,} parts: begin a new one, with larger parts."
+            raise ApiError("payload_too_large", message)
         async with aclosing(_grouped(chunks)) as pieces, self.blobs.new_draft(upload.owner) as draft:
             async for piece in pieces:
                 if offset + draft.size + len(piece) > self.max_bytes:

@@ -172,6 +172,19 @@ async def test_upload_in_parts_with_query_repetition_and_cancel(broker: RunningB
     assert (gone.status_code, gone.headers["x-goog-upload-status"]) == (404, "final")
 
 
+async def test_upload_in_countless_parts_is_refused(broker: RunningBroker) -> None:
+    begun = await send(broker, "/upload/v1beta/files", key=KEY, protocol="resumable", command="start")
+    url = begun.headers["x-goog-upload-url"]
+    await send(broker, url, PICTURE[:1], command="upload", offset="0")
+    upload = await broker.services.files.get_upload(url.rpartition("/")[2])
+    many = json.dumps([*upload.parts] * 1000)
+    sql = "UPDATE resumable_uploads SET parts = :many WHERE id = :id"
+    await broker.services.database.execute(sql, many=many, id=upload.id)
+    refused = await send(broker, url, PICTURE[1:2], command="upload", offset="1")
+    assert (refused.status_code, refused.headers["x-goog-upload-status"]) == (413, "final")
+    assert (await send(broker, url, PICTURE[:1], command="upload", offset="0")).status_code == 200, "a repetition"
+
+
 async def test_whole_file_in_one_request(broker: RunningBroker) -> None:
     """As older SDKs send it: two parts, or the bytes alone."""
     start, boundary = json.dumps({"file": {"displayName": "ä fox"}}).encode(), b"xxBOUNDARYxx"
