@@ -6,17 +6,15 @@ Browsers must never take an image for a page: the media type comes from the stor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final
 
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
+from broker.api.http.blob_responses import BlobResponse
 from broker.api.http.endpoint import (
     ETAG,
     IF_NONE_MATCH,
@@ -33,7 +31,7 @@ from broker.errors import ApiError
 from broker.presenter import IMAGE_NAME, ImageMetadata, TaskPresenter
 from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
-from storage.blobs.store import BlobMissing, BlobReader, BlobStore
+from storage.blobs.store import BlobMissing, BlobStore
 from storage.images import Images, Kind, StoredImage
 from uploads.detect import MEDIA_TYPES
 from uploads.thumbnails import THUMBNAIL_SIZES
@@ -171,7 +169,7 @@ class ImageRoutes:
         if request.method == "HEAD":
             await reader.aclose()
             return Response(status_code=status, headers=headers)
-        return _BlobResponse(reader, status, headers)
+        return BlobResponse(reader, status, headers)
 
     async def _find(self, name: str, kind: Kind) -> StoredImage:
         image = await self.images.get_by_name(name) if _NAME.fullmatch(name) else None
@@ -211,15 +209,3 @@ def _requested_range(request: Request, size: int, tag: str) -> tuple[int, int]:
         return max(0, size - int(match[2])), size
     last = int(match[2]) if match[2] else size - 1
     return int(match[1]), min(last + 1, size)
-
-
-class _BlobResponse(StreamingResponse):
-    """Streams a blob, and closes it in any case."""
-
-    def __init__(self, reader: BlobReader, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(reader, status, headers)
-        self._reader = reader
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._reader):
-            await super().__call__(scope, receive, send)

@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.faulty_http import answers as picture_answers
 from tests.support.faulty_http import serve
+from tests.support.samples import encoded, picture
 from tests.support.servers.receiver import receiving
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +160,27 @@ async def test_uploads_are_references_of_the_same_caller(broker: RunningBroker) 
         created = await create(broker, "google/nano-banana-edit", prompt="a fox", image_urls=[data["downloadUrl"]])
         assert (await wait_record(broker, created.json()["data"]["taskId"]))["state"] == "success"
     assert answers[0].json()["data"]["filePath"] == "images/mine/../a b.png"
+
+
+async def test_download_that_is_left_closes_its_file(broker: RunningBroker) -> None:
+    form = {"file": ("noise.png", encoded("PNG", picture(1700, 1700)))}
+    answer = await broker.client.post("/api/file-stream-upload", files=form, data={"uploadPath": "images"})
+    url = answer.json()["data"]["downloadUrl"]
+    assert (await broker.client.head(url)).headers["content-length"] == str(answer.json()["data"]["fileSize"])
+    for _ in range(3):
+        async with broker.client.stream("GET", url) as response:
+            await anext(response.aiter_raw(1000))
+    async with asyncio.timeout(5):
+        while any("/blobs/" in name for name in open_files()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def open_files() -> list[str]:
+    names = list[str]()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.append(str(descriptor.readlink()))
+    return names
 
 
 async def test_file_at_an_address_is_uploaded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from broker.api.dialects.kie.schemas import (
     KieBase64Upload,
@@ -21,6 +21,7 @@ from broker.api.dialects.kie.schemas import (
     KieUploadForm,
     KieUrlUpload,
 )
+from broker.api.http.blob_responses import BlobResponse
 from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success
 from broker.api.http.request_body import read_json_model, validation_error
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, json_response
@@ -100,7 +101,8 @@ class KieUploadRoutes:
         """Download an uploaded file."""
         file = (await self.files.read_file(request)).file
         headers = {**IMAGE_SECURITY_HEADERS, "content-length": str(file.size), "cache-control": "no-store"}
-        return StreamingResponse(await self.files.files.open(file), media_type=file.media_type, headers=headers)
+        headers["content-type"] = file.media_type
+        return BlobResponse(await self.files.files.open(file), 200, headers)
 
 
 def _read_form_details(form: FormData, part: UploadFile) -> FileDetails:
