@@ -28,6 +28,7 @@ from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
+from storage.sql.rows import insert_row
 from storage.states import STATUS_FILTERS, TaskState
 from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
@@ -443,11 +444,14 @@ async def _sqlite_scans(database: Any, sql: str, params: Mapping[str, Any]) -> l
 
 
 async def _grow(database: Any) -> None:
-    """Add twenty thousand rows per table: all tasks of one provider, most of them ended and not due."""
+    """Add twenty thousand rows per table, or four thousand wide ones: all tasks of one provider, most of them ended."""
     await database.inner.execute(
         "INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)"
         " VALUES ('t', 1, 'kie', 'default', 0, 'failed', 'no')"
     )
+    inner = database.inner
+    await inner.transact(UploadedFiles(inner).insert_file(_a_file()), insert_row("resumable_uploads", _an_upload()))
+    await inner.transact(Batches(inner).insert_batch(_a_batch()))
     for table, columns in (
         (
             "tasks",
@@ -464,8 +468,16 @@ async def _grow(database: Any) -> None:
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_attempts", "'delivery_id', md5(g::text)"),
+        (
+            "batches",
+            f"'id', md5(g::text), 'created_at', {NOW} + g / 1e6, 'caller', md5(g::text), 'name', repeat('x', 700)",
+        ),
+        ("uploaded_files", "'owner', md5(g::text), 'id', md5(g::text), 'created_at', g, 'name', repeat('x', 700)"),
+        ("resumable_uploads", "'id', md5(g::text), 'owner', md5(g::text), 'created_at', 9e9, 'name', repeat('x', 700)"),
     ):
-        for begin in range(1, 20000, 4000):  # a statement is limited to a few seconds, also on a busy machine
+        for begin in range(
+            1, 4000 if "repeat" in columns else 20000, 4000
+        ):  # a statement is limited to a few seconds, also on a busy machine
             await database.inner.execute(
                 f"""INSERT INTO {table} SELECT r.* FROM {table} t, generate_series({begin}, {begin + 3999}) g,
                     LATERAL jsonb_populate_record(t, jsonb_build_object({columns})) r
@@ -562,6 +574,8 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await callbacks.count_unprocessed(task.id)
     await database.transact(callbacks.mark_processed(callback, NOW))
     await callbacks.delete_before(NOW, 5)
+    await database.transact(callbacks.delete_of_expired(task.id))
+    await database.transact(rows.lock_batch(task.batch), rows.check_ended(task, 0))
     record = IdempotencyRecord(caller="me", key="k", fingerprint="f", batch=task.batch, created_at=NOW)
     await database.transact(records.claim(record))
     await records.get("me", "k")
@@ -588,8 +602,12 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await _use_batches(Batches(database))
 
 
+def _a_batch() -> StoredBatch:
+    return StoredBatch(id="batch_1", caller="me", dialect="gemini", name="", model="m", created_at=NOW, updated_at=NOW)
+
+
 async def _use_batches(batches: Batches) -> None:
-    batch = StoredBatch(id="batch_1", caller="me", dialect="gemini", name="", model="m", created_at=NOW, updated_at=NOW)
+    batch = _a_batch()
     ended = batches.insert_if_ended(batch.id, "failed", replace(_a_delivery(a_task()), id="evt_batch"))
     await batches.database.transact(batches.insert_batch(batch), batches.touch(batch.id, NOW), ended)
     assert await batches.get(batch.id) == batch
@@ -598,8 +616,8 @@ async def _use_batches(batches: Batches) -> None:
     assert await batches.delete(batch)
 
 
-async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:
-    file = UploadedFile(
+def _a_file() -> UploadedFile:
+    return UploadedFile(
         owner="file_1",
         caller="me",
         id="1",
@@ -612,7 +630,14 @@ async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:
         sha256="0",
         created_at=NOW,
     )
-    upload = ResumableUpload(id="1", owner="upload_1", caller="me", name="fox.png", created_at=NOW)
+
+
+def _an_upload() -> ResumableUpload:
+    return ResumableUpload(id="1", owner="upload_1", caller="me", name="fox.png", created_at=NOW)
+
+
+async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:
+    file, upload = _a_file(), _an_upload()
     await uploads.insert(upload)
     assert await uploads.append_part(upload, "b", 3)
     assert not await uploads.append_part(upload, "b", 3), "it has changed"
