@@ -172,6 +172,15 @@ async def test_upload_in_parts_with_query_repetition_and_cancel(broker: RunningB
     assert (gone.status_code, gone.headers["x-goog-upload-status"]) == (404, "final")
 
 
+async def test_name_of_a_file_is_read_from_a_body_of_unknown_length(broker: RunningBroker) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield json.dumps({"file": {"name": "files/chunked-fox"}}).encode()
+
+    begun = await broker.client.post("/upload/v1beta/files", content=body(), headers={**START, "x-goog-api-key": KEY})
+    ended = await send(broker, begun.headers["x-goog-upload-url"], PICTURE, command="upload, finalize", offset="0")
+    assert ended.json()["file"]["name"] == "files/chunked-fox"
+
+
 async def test_upload_in_countless_parts_is_refused(broker: RunningBroker) -> None:
     begun = await send(broker, "/upload/v1beta/files", key=KEY, protocol="resumable", command="start")
     url = begun.headers["x-goog-upload-url"]

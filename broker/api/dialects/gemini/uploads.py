@@ -117,7 +117,7 @@ class GeminiUploadRoutes:
             message = "Begin a resumable upload with X-Goog-Upload-Command: start."
             raise ApiError("invalid_request", message, field="X-Goog-Upload-Command")
         start = GeminiUploadStart()
-        if request.headers.get("content-length", "0") != "0":
+        if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
             start = await read_json_model(request, MAX_START_BYTES, GeminiUploadStart)
         announced = request.headers.get("x-goog-upload-header-content-length", "")
         upload = await self.files.files.begin_upload(
