@@ -137,7 +137,10 @@ async def request_fingerprint(request: OrderRequest, order: Order) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def combined_fingerprint(prints: Sequence[str], details: BatchDetails) -> str:
-    """Return the hash of what makes two batches equal: the fingerprints of their orders, and the details."""
-    content = json.dumps({"orders": prints, **vars(details)}, sort_keys=True)
+def combined_fingerprint(prints: Sequence[str], origins: Sequence[Mapping[str, Any]], details: BatchDetails) -> str:
+    """Return the hash of what makes two batches equal: the fingerprints and origins of their orders, and the details.
+
+    The origins have what the caller said about each order, to find its answer by it.
+    """
+    content = json.dumps({"orders": prints, "origins": [*origins], **vars(details)}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

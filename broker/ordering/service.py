@@ -231,9 +231,10 @@ class OrderService:
         if first.idempotency_key is None and first.retry_count is None and first.retry_seconds is None:
             return None
         prints = [await request_fingerprint(order.request, order.plan.order) for order in orders]
+        origins = [order.request.origin for order in orders]
         return await self.idempotency.find_record(
             caller,
-            prints[0] if details is None else combined_fingerprint(prints, details),
+            prints[0] if details is None else combined_fingerprint(prints, origins, details),
             key=first.idempotency_key,
             retry_count=first.retry_count or 0,
             retry_seconds=first.retry_seconds,

@@ -226,6 +226,8 @@ async def test_repeated_batch_is_the_same_one(broker: RunningBroker) -> None:
     assert len(names) == 1
     mismatch = await create(broker, *items[:1], headers=keyed)
     assert mismatch.status_code == 422
+    renamed = await create(broker, items[0] | {"metadata": {"key": "1"}}, items[1], headers=keyed)
+    assert renamed.status_code == 422, "its answers would have other names"
     counted = [{**GOOG, "X-Stainless-Retry-Count": str(number)} for number in range(2)]
     await hang_up(broker, *items)
     after_cut = (await create(broker, *items)).json()["name"]
