@@ -118,6 +118,9 @@ def test_base64_of_either_alphabet_and_signatures_of_an_sdk_are_read() -> None:
 def test_conversation_that_is_far_too_long_is_refused() -> None:
     with pytest.raises(ApiError, match="leave the oldest turns out"):
         read(user(text("a fox")), model(text("x" * 2**20)), user(text("blue")))
+    request = GenerateContentRequest.model_validate({"contents": "a fox", "systemInstruction": "x" * 2**19})
+    with pytest.raises(ApiError, match="shorten it"):
+        build_order(request, PRO, catalog=load_catalog(), apis={"gemini"}, is_sdk=False)
 
 
 def test_drafts_of_the_model_are_left_out() -> None:

@@ -162,6 +162,15 @@ async def test_uploads_are_references_of_the_same_caller(broker: RunningBroker) 
     assert answers[0].json()["data"]["filePath"] == "images/mine/../a b.png"
 
 
+async def test_field_that_another_overrides_is_ignored_and_not_kept(broker: RunningBroker) -> None:
+    """Nothing checks it, so it could be anything."""
+    fields = {"prompt": "a wide fox", "aspect_ratio": "16:9", "image_size": "x" * 10_000}
+    answer = await create(broker, "google/nano-banana", None, **fields)
+    assert answer.headers["x-ignored"] == "input.image_size"
+    record = await wait_record(broker, answer.json()["data"]["taskId"])
+    assert json.loads(record["param"])["input"] == {"prompt": "a wide fox", "aspect_ratio": "16:9"}
+
+
 async def test_download_that_is_left_closes_its_file(broker: RunningBroker) -> None:
     form = {"file": ("noise.png", encoded("PNG", picture(1700, 1700)))}
     answer = await broker.client.post("/api/file-stream-upload", files=form, data={"uploadPath": "images"})

@@ -17,6 +17,10 @@ GROUNDING: Final = frozenset({"googleSearch", "googleSearchRetrieval"})
 """Tools of this name let the model search the web."""
 
 
+MAX_SYSTEM_CHARACTERS: Final = 2**18
+"""Kept with each image; many times what these models read."""
+
+
 class GeminiInput(BaseModel):
     """Base of the objects in a request; other names are kept as extra fields."""
 
@@ -138,6 +142,9 @@ class GenerateContentRequest(GeminiInput):
         if "IMAGE" not in self.modalities or not {"TEXT", "IMAGE"}.issuperset(self.modalities):
             message = 'responseModalities must have "IMAGE", and may have "TEXT": other answers are not made here.'
             raise ApiError("unsupported_parameter", message, field="generationConfig.responseModalities")
+        if len(self.system_text or "") > MAX_SYSTEM_CHARACTERS:
+            message = f"systemInstruction has more than {MAX_SYSTEM_CHARACTERS:,} characters: shorten it."
+            raise ApiError("invalid_request", message, field="systemInstruction")
         if self.cached_content:
             message = "cachedContent is not supported: send the content itself."
             raise ApiError("unsupported_parameter", message, field="cachedContent")

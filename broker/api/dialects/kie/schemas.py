@@ -45,6 +45,13 @@ class KieInput(BaseModel):
     def references(self) -> list[str]:
         return self.image_urls or self.image_input or []
 
+    @property
+    def unused(self) -> set[str]:
+        """Return the names of fields without an effect: those that are not known, or that another one overrides."""
+        overridden = {"image_size": self.aspect_ratio, "image_input": self.image_urls}
+        given = {name for name, other in overridden.items() if other and getattr(self, name)}
+        return given | {*(self.model_extra or {})}
+
     def to_params(self, model: str) -> ImageParams:
         """Return the parameters; the catalog checks their values."""
         ratio = self.aspect_ratio or self.image_size or ("1:1" if model in SQUARE_MODELS else None)
@@ -60,7 +67,7 @@ class KieInput(BaseModel):
 
     def to_origin(self) -> dict[str, Any]:
         """Return what a record shows of it beside the prompt: no secrets, which queries of URLs may be."""
-        known = self.model_dump(exclude={"prompt", *(self.model_extra or {})}, exclude_none=True)
+        known = self.model_dump(exclude={"prompt", *self.unused}, exclude_none=True)
         return {
             name: [url.partition("?")[0] for url in value] if name in _REFERENCES else value
             for name, value in known.items()
@@ -78,7 +85,7 @@ class KieCreateTask(BaseModel):
 
     @property
     def ignored(self) -> list[str]:
-        return [*(self.model_extra or {}), *(f"input.{name}" for name in self.input.model_extra or {})]
+        return [*(self.model_extra or {}), *(f"input.{name}" for name in sorted(self.input.unused))]
 
     def to_order(self, base_url: str, sources: Sequence[UrlReference]) -> OrderRequest:
         """Return the order request. base_url: where the client reaches the broker."""
