@@ -180,11 +180,12 @@ class Deliveries:
     def delete_of_expired(self, tasks: Sequence[str]) -> list[Statement]:
         """Delete the webhooks of those tasks that are expired, because their bodies contain the prompt.
 
+        Those about a batch of different orders have nothing of its tasks, and stay: it may go on without one of them.
         It follows the statement that expires the tasks. The lease ends first, so a running attempt stores nothing.
         """
         listed, params = in_clause(tasks)
         state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
-        which = f"task_id IN ({listed}) AND {state} = 'expired'"
+        which = f"task_id IN ({listed}) AND type NOT LIKE 'batch.%' AND {state} = 'expired'"
         end_lease = f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}"
         return [Statement(sql=end_lease, params=params), *_delete_where(which, params)]
 

@@ -277,6 +277,17 @@ async def test_end_of_a_batch_is_announced_once_to_each_address(broker: RunningB
     assert len(rows) == 1
 
 
+async def test_webhook_about_a_batch_outlives_its_tasks(broker: RunningBroker, receiver: Receiver) -> None:
+    """Its receiver may be down when the last task is deleted."""
+    webhook = {"uris": [receiver.server.url("/outlives")]}
+    name = (await create(broker, asked("a short-lived fox"), webhookConfig=webhook)).json()["name"]
+    (message,) = await announced(receiver, name, 1)
+    (task,) = await broker.services.queries.get_batch(name.replace("batches/", "batch_"))
+    authorized = {"Authorization": f"Bearer {KEY}"}
+    assert (await broker.client.delete(f"/api/task/{task.id}", headers=authorized)).status_code == 204
+    assert (await broker.client.get(f"/api/deliveries/{message.id}", headers=authorized)).status_code == 200
+
+
 async def announced(receiver: Receiver, name: str, count: int) -> list[Message]:
     """Wait until a batch was announced so many times."""
     async with asyncio.timeout(10):
