@@ -137,6 +137,24 @@ async def test_sentences_about_fields_have_the_names_of_the_dialect(broker: ApiB
         assert sentence in answer.text.replace('\\"', '"'), (path, answer.text)
 
 
+async def test_addresses_below_those_of_one_dialect_have_its_errors(broker: ApiBroker) -> None:
+    answers = {path: await broker.client.get(path, headers=AUTHORIZED) for path in ("/v1beta/nothing", "/fal/nothing")}
+    assert {answer.status_code for answer in answers.values()} == {404}
+    assert answers["/v1beta/nothing"].json()["error"]["status"] == "NOT_FOUND"
+    assert answers["/fal/nothing"].json()["error_type"] == "not_found"
+
+
+async def test_a_model_without_a_name_is_not_the_default(broker: ApiBroker) -> None:
+    body = {"contents": [{"parts": [{"text": "a red fox"}]}]}  # refused before it is an order, which would be held
+    answers = [
+        await broker.client.post("/v1beta/models/:generateContent", json=body, headers=AUTHORIZED),
+        await broker.client.post("/v1/models/%20:streamGenerateContent", json=body, headers=AUTHORIZED),
+        *[await broker.client.get(path, headers=AUTHORIZED) for path in ("/v1/models/", "/v1beta/models/")],
+    ]
+    assert [answer.status_code for answer in answers] == [404, 404, 404, 404]
+    assert (await broker.client.get("/api/tasks", headers=AUTHORIZED)).json()["data"] == []
+
+
 def run_of_operations(broker: RunningBroker) -> list[dict[str, Any]]:
     """Return what differs for some operations.
 

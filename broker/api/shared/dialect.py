@@ -165,12 +165,19 @@ class SharedRoutes:
         return merged
 
 
-def find_served(served: Sequence[Model], catalog: Catalog, name: str) -> Model:
-    """Return a served model by any of its names. Raises `ApiError("not_found")`."""
+def find_named(catalog: Catalog, name: str) -> Model:
+    """Return the model that a path names by any of its names. Raises `ApiError("not_found")`."""
+    if not name.removeprefix("models/").strip():
+        raise ApiError("not_found", "The address names no model: add one of GET /v1/models.", field="model")
     try:
-        found = catalog.resolve(name)
+        return catalog.resolve(name)
     except ApiError as error:
         raise ApiError("not_found", error.message, field="model") from error
+
+
+def find_served(served: Sequence[Model], catalog: Catalog, name: str) -> Model:
+    """Return a served model by any of its names. Raises `ApiError("not_found")`."""
+    found = find_named(catalog, name)
     if found not in served:
         raise ApiError("not_found", f"No provider in use serves {found.name}.", field="model")
     return found

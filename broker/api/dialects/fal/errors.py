@@ -57,6 +57,8 @@ class StartTimeout(ApiError):
 
 def is_fal_client(request: HTTPConnection) -> bool:
     """Return whether a request comes from one of fal's clients."""
+    if request.url.path.startswith("/fal/"):
+        return True
     agent = request.headers.get("user-agent", "")
     return agent.startswith(("fal-client/", "@fal-ai/")) or any(name.startswith("x-fal-") for name in request.headers)
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from broker.api.dialects.gemini.contents import read_conversation
 from broker.api.dialects.gemini.requests import GenerateContentRequest
-from broker.catalog import Catalog, Model
-from broker.errors import ApiError
+from broker.api.shared.dialect import find_named
+from broker.catalog import Catalog
 from broker.ordering.offers import most_references
 from broker.orders import ImageParams, OrderRequest
 
@@ -49,7 +49,7 @@ def build_order(
 
     model: as the path names it. apis: the catalogs of the providers in use.
     """
-    found = _find_model(catalog, model)
+    found = find_named(catalog, model)
     most = most_references(catalog, found, apis)
     request.check_supported()
     conversation = read_conversation(
@@ -73,14 +73,6 @@ def build_order(
         origin={"dialect": "gemini", "model": model.removeprefix("models/")},
     )
     return BuiltOrder(order=order, ignored=(*request.ignored_names(), *conversation.left_out))
-
-
-def _find_model(catalog: Catalog, name: str) -> Model:
-    """Return the model. Raises `ApiError("not_found")`, as Google does."""
-    try:
-        return catalog.resolve(name)
-    except ApiError as error:
-        raise ApiError("not_found", error.message, field="model") from error
 
 
 def _other_params(request: GenerateContentRequest) -> dict[str, Any]:

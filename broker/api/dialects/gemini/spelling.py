@@ -34,7 +34,9 @@ def is_sdk(request: HTTPConnection) -> bool:
 
 
 def is_gemini_client(request: HTTPConnection) -> bool:
-    """Return whether a request to a shared path comes from a client of this dialect."""
+    """Return whether a request to a shared or unknown path comes from a client of this dialect."""
+    if request.url.path.startswith(("/v1beta/", "/upload/")):
+        return True
     return is_sdk(request) or "x-goog-api-key" in request.headers or "key" in request.query_params
 
 
