@@ -9,6 +9,7 @@ import hmac
 import json
 import socket
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from broker.api.dialects.kie.schemas import KieBase64Upload
 from broker.errors import TASK_CODES
 from broker.i18n import Messages
 from broker.notifications.formats.kie import build_record
@@ -160,6 +162,17 @@ async def test_uploads_are_references_of_the_same_caller(broker: RunningBroker) 
         created = await create(broker, "google/nano-banana-edit", prompt="a fox", image_urls=[data["downloadUrl"]])
         assert (await wait_record(broker, created.json()["data"]["taskId"]))["state"] == "success"
     assert answers[0].json()["data"]["filePath"] == "images/mine/../a b.png"
+
+
+def test_base64_with_many_blanks_takes_little_memory() -> None:
+    text = "AA \n" * 2**19
+    tracemalloc.start()
+    try:
+        upload = KieBase64Upload.model_validate({"base64Data": text, "uploadPath": "images"})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(upload.data), peak < 5 * len(text)) == (3 * 2**18, True), peak
 
 
 async def test_field_that_another_overrides_is_ignored_and_not_kept(broker: RunningBroker) -> None:
