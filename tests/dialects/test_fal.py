@@ -272,6 +272,12 @@ async def test_ignored_fields_and_headers_are_named(broker: RunningBroker) -> No
     assert (await broker.services.queries.get(answer.json()["request_id"])).priority == 0
 
 
+async def test_error_about_countless_fields_is_short(broker: RunningBroker) -> None:
+    body = {"prompt": "a fox", "image_urls": [1] * 20_000}
+    answer = await broker.client.post(f"/fal/{APP}", json=body)
+    assert (answer.status_code, len(answer.json()["detail"])) == (422, 50)
+
+
 async def test_status_stream_ends_with_the_end_of_the_request(broker: RunningBroker) -> None:
     ticket = await submit(broker, prompt="a red fox [mood:slow:0.3]", num_images=2)
     async with broker.client.stream("GET", f"{ticket['status_url']}/stream", params={"logs": "1"}) as answer:

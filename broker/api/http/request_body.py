@@ -27,6 +27,8 @@ FORM_OVERHEAD_BYTES: Final = 2 * 2**20
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
+MAX_WRONG_FIELDS: Final = 50
+"""Named in an error: the answer must not be much larger than the request."""
 FILE_CHUNK_BYTES: Final = 256 * 1024
 
 T = TypeVar("T")
@@ -104,9 +106,9 @@ async def read_json_model(request: Request, max_bytes: int, model: type[M]) -> M
 
 
 def validation_error(error: ValidationError) -> ApiError:
-    """Return the error of the API for fields of a wrong type or range, each named once."""
+    """Return the error of the API for fields of a wrong type or range, the first ones, each named once."""
     messages: dict[str, str] = {}
-    for one in error.errors(include_url=False, include_input=False, include_context=False):
+    for one in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_WRONG_FIELDS]:
         name = ".".join(str(part) for part in one["loc"])[:100] or "body"
         if name.isprintable():
             messages.setdefault(name, f"{name}: {one['msg'][:1].lower()}{one['msg'][1:]}.")
