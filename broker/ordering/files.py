@@ -141,7 +141,7 @@ class FileService:
         """Return an upload by its secret. Raises `ApiError("not_found")`."""
         upload = await self.uploads.get(upload_id)
         if upload is None or upload.created_at <= self._oldest:
-            raise ApiError("not_found", "There is no such upload; it may have expired. Begin a new one.")
+            raise _upload_not_found()
         return upload
 
     async def append_part(self, upload: ResumableUpload, offset: int, chunks: AsyncIterable[bytes]) -> ResumableUpload:
@@ -180,6 +180,11 @@ class FileService:
         except InvalidUpload:
             await self.cancel_upload(upload)
             raise
+        except BlobMissing as error:  # finished, canceled or expired since
+            current = await self.get_upload(upload.id)
+            if not current.finished_as:
+                raise _upload_not_found() from error
+            return await self.get(upload.caller, current.finished_as)
         await self.blobs.delete(upload.owner)
         return file
 
@@ -260,6 +265,10 @@ class InvalidUpload(ApiError):
 def file_not_found(file_id: str) -> ApiError:
     shown = file_id if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", file_id) else "this name"
     return ApiError("not_found", f"There is no file {shown}; it may have expired. Upload it again.", field="file")
+
+
+def _upload_not_found() -> ApiError:
+    return ApiError("not_found", "There is no such upload; it may have expired. Begin a new one.")
 
 
 def _wrong_offset(upload: ResumableUpload) -> ApiError:

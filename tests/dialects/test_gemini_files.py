@@ -181,6 +181,16 @@ async def test_name_of_a_file_is_read_from_a_body_of_unknown_length(broker: Runn
     assert ended.json()["file"]["name"] == "files/chunked-fox"
 
 
+async def test_upload_whose_parts_are_deleted_is_not_there(broker: RunningBroker) -> None:
+    """Retention deletes the bytes first, another request that finishes or cancels it may do so, too."""
+    begun = await send(broker, "/upload/v1beta/files", key=KEY, protocol="resumable", command="start")
+    url = begun.headers["x-goog-upload-url"]
+    await send(broker, url, PICTURE[:400], command="upload", offset="0")
+    await broker.services.blobs.delete((await broker.services.files.get_upload(url.rpartition("/")[2])).owner)
+    gone = await send(broker, url, PICTURE[400:], command="upload, finalize", offset="400")
+    assert (gone.status_code, gone.headers["x-goog-upload-status"]) == (404, "final")
+
+
 async def test_upload_in_countless_parts_is_refused(broker: RunningBroker) -> None:
     begun = await send(broker, "/upload/v1beta/files", key=KEY, protocol="resumable", command="start")
     url = begun.headers["x-goog-upload-url"]
