@@ -24,7 +24,9 @@ PLACES = KeyPlaces(schemes=("token",))
 
 def replicate_dialect(services: Services) -> Dialect:
     """Return the dialect, mounted on the parts that it uses."""
-    models = ReplicateModels(served=services.served_models, catalog=services.catalog)
+    models = ReplicateModels(
+        served=services.served_models, catalog=services.catalog, most_references=services.most_references
+    )
     secret = services.tokens.secret
     routes = PredictionRoutes(
         clock=services.clock,

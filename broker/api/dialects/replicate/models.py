@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +40,11 @@ class ReplicateModels:
     served: Sequence[Model]
     """Those that a provider in use serves."""
     catalog: Catalog
+    most_references: Callable[[Model], int]
+
+    def make_version(self, model: Model) -> ReplicateVersion:
+        """Return the only version of a model."""
+        return _make_version(model, self.most_references(model))
 
     # -- what a request names
 
@@ -87,7 +92,7 @@ class ReplicateModels:
         match = _REFERENCE.fullmatch(name)
         if match is None or match[1] == "models":
             return {}
-        return _model_data(model, match[1], match[2], make_version(model)).to_document()
+        return _model_data(model, match[1], match[2], self.make_version(model)).to_document()
 
     def list_document(self, models: Sequence[Model]) -> dict[str, Any]:
         results = [_model_data(model, OWNER, model.name, None).to_document() for model in models]
@@ -98,10 +103,16 @@ def version_id(model: Model) -> str:
     return hashlib.sha256(f"{OWNER}/{model.name}".encode()).hexdigest()
 
 
-def make_version(model: Model) -> ReplicateVersion:
-    """Return the only version of a model; when its vendor made it is not known."""
+def _make_version(model: Model, most_references: int) -> ReplicateVersion:
+    """Return the only version of a model; when its vendor made it is not known.
+
+    most_references: how many images a provider in use takes.
+    """
     return ReplicateVersion(
-        id=version_id(model), created_at=iso(0.0), cog_version=COG_VERSION, openapi_schema=_schema_of(model)
+        id=version_id(model),
+        created_at=iso(0.0),
+        cog_version=COG_VERSION,
+        openapi_schema=_schema_of(model, most_references),
     )
 
 
@@ -122,14 +133,14 @@ def _model_data(model: Model, owner: str, name: str, version: ReplicateVersion |
     )
 
 
-def _schema_of(model: Model) -> dict[str, Any]:
+def _schema_of(model: Model, most_references: int) -> dict[str, Any]:
     ratios = [ratio for ratio in model.aspect_ratios if ratio != "auto"]
     properties = {
         "prompt": {"type": "string", "title": "Prompt", "maxLength": model.prompt_limit, "x-order": 0},
         "image_input": {
             "type": "array",
             "items": {"type": "string", "format": "uri"},
-            "maxItems": model.max_references,
+            "maxItems": most_references,
             "title": "Image Input",
             "default": [],
             "x-order": 1,

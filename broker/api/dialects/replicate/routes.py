@@ -11,7 +11,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.dialects.replicate.models import ChosenModel, ReplicateModels, make_version
+from broker.api.dialects.replicate.models import ChosenModel, ReplicateModels
 from broker.api.dialects.replicate.predictions import PredictionAnswers
 from broker.api.dialects.replicate.schemas import (
     ReplicateListQuery,
@@ -195,13 +195,13 @@ class PredictionRoutes:
     async def list_model_versions(self, request: Request) -> Response:
         """List the versions of a model, of which there is one."""
         model = self.models.get_model(request.path_params["owner"], request.path_params["name"])
-        page = ReplicateVersionPage(next=None, previous=None, results=[make_version(model)])
+        page = ReplicateVersionPage(next=None, previous=None, results=[self.models.make_version(model)])
         return json_response(page.to_document())
 
     async def get_model_version(self, request: Request) -> Response:
         """Get a version of a model."""
         model = self.models.get_model(request.path_params["owner"], request.path_params["name"])
-        version = make_version(model)
+        version = self.models.make_version(model)
         if request.path_params["id"] != version.id:
             raise ApiError("not_found", "The model has no version of this id.", field="id")
         return json_response(version.to_document())
