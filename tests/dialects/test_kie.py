@@ -164,6 +164,14 @@ async def test_uploads_are_references_of_the_same_caller(broker: RunningBroker) 
     assert answers[0].json()["data"]["filePath"] == "images/mine/../a b.png"
 
 
+async def test_seed_that_is_no_safe_integer_is_refused(broker: RunningBroker) -> None:
+    """Some providers take it, and their JSON parsers would read another one."""
+    answer = await create(broker, prompt="a fox", seed=2**53)
+    assert answer.json()["code"] == 422
+    other = await broker.client.post("/api/v1/images/generate", json={"prompt": "a fox", "seed": -(2**53)})
+    assert other.status_code == 400, other.text
+
+
 def test_base64_with_many_blanks_takes_little_memory() -> None:
     text = "AA \n" * 2**19
     tracemalloc.start()

@@ -1,13 +1,19 @@
-"""Base of the response models of dialects that spell names in snake_case."""
+"""What models of several dialects have in common."""
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field
 
 from broker.presenter import ResponseModel
 
+MAX_SAFE_INTEGER: Final = 2**53 - 1
+"""Largest integer that every JSON parser reads exactly."""
+Seed = Annotated[int, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
+
 
 class SnakeResponseModel(ResponseModel):
-    """JSON with exactly the declared keys, in snake_case."""
+    """Base of responses: JSON with exactly the declared keys, in snake_case."""
 
     model_config = ConfigDict(alias_generator=None)

@@ -8,12 +8,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker.api.dialects.fal.apps import ModelApp
-from broker.api.shared.models import SnakeResponseModel
+from broker.api.shared.models import Seed, SnakeResponseModel
 from broker.notifications.formats.fal import FalDetail
 from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UrlReference
 from broker.presenter import Absent
 
-MAX_SAFE_INTEGER: Final = 2**53 - 1
 SPELLING: Final = {
     "aspectRatio": "aspect_ratio",
     "callbackUrl": "fal_webhook",
@@ -37,7 +36,7 @@ class FalInput(BaseModel):
     resolution: str | None = None
     output_format: str | None = None
     num_images: int | None = None
-    seed: Annotated[int | None, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] = None
+    seed: Seed | None = None
     sync_mode: Annotated[bool | None, Field(description="the images come as data URIs")] = None
 
     def to_order(self, app: ModelApp, **more: Any) -> OrderRequest:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker.api.http.pagination import PageQuery
 from broker.api.http.query import EMPTY, ParsedText
-from broker.api.shared.models import SnakeResponseModel
+from broker.api.shared.models import Seed, SnakeResponseModel
 from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UrlReference
 from broker.presenter import Moment
 
@@ -38,7 +38,7 @@ class ImageServiceRequest(BaseModel):
     ] = None
     reference_images: Annotated[list[str] | None, Field(description="addresses, data URIs, or base64")] = None
     model_name: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
 
     @property
     def ignored(self) -> list[str]:

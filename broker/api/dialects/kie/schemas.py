@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from broker.api.http.query import NAME_TEXT, QueryModel
+from broker.api.shared.models import Seed
 from broker.notifications.formats import ORIGIN_KEY
 from broker.notifications.formats.kie import KieRecord
 from broker.ordering.files import FileDetails
@@ -38,7 +39,7 @@ class KieInput(BaseModel):
     )
     resolution: str | None = None
     output_format: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     google_search: bool | None = None
 
     @property

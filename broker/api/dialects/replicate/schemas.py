@@ -15,14 +15,12 @@ from broker.api.http.pagination import cursor_text
 from broker.api.http.query import QueryModel
 from broker.api.http.responses import error_headers, json_response
 from broker.api.shared.field_names import respell_names
-from broker.api.shared.models import SnakeResponseModel
+from broker.api.shared.models import Seed, SnakeResponseModel
 from broker.errors import ApiError
 from broker.notifications.formats.replicate import WEBHOOK_EVENTS, ReplicatePrediction
 from broker.orders import DataUriReference, ReferenceSource, UrlReference
 from broker.presenter import Absent, Moment, OneOf
 
-MAX_SAFE_INTEGER: Final = 2**53 - 1
-"""Largest integer that every JSON parser reads exactly."""
 MAX_ECHOED_CHARACTERS: Final = 500
 MAX_ECHOED_FIELDS: Final = 50
 MAX_ECHOED_ENTRIES: Final = 20
@@ -55,7 +53,7 @@ class ReplicateInput(BaseModel):
     output_format: str | None = None
     number_of_images: int | None = None
     num_outputs: int | None = None
-    seed: Annotated[int | None, Field(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] = None
+    seed: Seed | None = None
 
     @property
     def count(self) -> int:
