@@ -188,6 +188,8 @@ class DeadlineH11(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it is idle."""
+        if self.transport.is_closing():  # uvicorn leaves the timer of a connection that the client has closed
+            return
         if self._is_draining(self.timeout_keep_alive):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler

@@ -129,7 +129,8 @@ async def test_every_function_of_the_client_completes(broker: RunningBroker) -> 
 
     await with_sdk(broker, use)
     jobs = [job["request"]["input"] for job in await broker.provider_jobs()]
-    assert len(jobs) == 6
+    assert len([job for job in jobs if "slow" not in job["prompt"]]) == 5
+    assert len(jobs) <= 6, "the canceled one may not have been sent"
     assert [job.get("image_size") for job in jobs if job["prompt"] == "a blue fox"] == ["16:9"]
 
 

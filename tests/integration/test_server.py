@@ -358,3 +358,13 @@ def test_accepted_sockets_have_nodelay() -> None:
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert client
+
+
+async def test_connection_that_the_client_closed_is_not_looked_at_again(tmp_path: Path) -> None:
+    """The timer of an idle connection ends after its socket is closed; an exception there fails this test."""
+    async with open_api(tmp_path, limits=ConnectionLimits(idle_seconds=1)) as broker:
+        reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await asyncio.sleep(1.2)
