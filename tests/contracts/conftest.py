@@ -20,13 +20,20 @@ TIMEOUT_SECONDS = 3.0
 
 
 @pytest.fixture(scope="session")
-async def started(postgres: Postgres, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Postgres:
-    """Start what stays open for the session: the servers, and the threads of the S3 client."""
+def started(postgres: Postgres, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Postgres:
+    """Start what stays open for the session: the servers, and the threads of the S3 client.
+
+    In a loop of its own: an asynchronous fixture of the session would keep the loop of the tests for other modules.
+    """
     folder = tmp_path_factory.mktemp("scratch")
     bucket = Bucket(name=s3_server.new_bucket(), endpoint=s3_server.url, access_key="test", secret_key="test")
-    store = S3Blobs(bucket, scratch=folder)
-    await store.check()
-    await store.aclose()
+
+    async def use_store() -> None:
+        store = S3Blobs(bucket, scratch=folder)
+        await store.check()
+        await store.aclose()
+
+    asyncio.run(use_store())
     return postgres
 
 
