@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import socket
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,21 +33,25 @@ async def generate(broker: RunningBroker, prompt: str, **headers: str) -> httpx.
     return await broker.client.post("/generate", json={"prompt": prompt}, headers=headers)
 
 
-async def hang_up(broker: RunningBroker, prompt: str, *, after: float = 0.1, read: int = 0, **headers: str) -> None:
-    """Send an order, and close the connection after a while, or after some bytes of the answer."""
-    await to_thread.run_sync(_hang_up, broker.client.base_url, prompt, after, read, headers)
+async def hang_up(broker: RunningBroker, prompt: str, *, read: int = 0, **headers: str) -> None:
+    """Send an order, and close the connection once it is durable, or after some bytes of the answer."""
+    with await to_thread.run_sync(_send_order, broker.client.base_url, prompt, headers) as connection:
+        if read:
+            assert len(await to_thread.run_sync(connection.recv, read, socket.MSG_WAITALL)) == read
+            await asyncio.sleep(0.02)  # the rest of the answer arrives
+            return
+        while not await broker.services.queries.list_newest(status=None, limit=1, before=None):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
-def _hang_up(url: httpx.URL, prompt: str, after: float, read: int, headers: Mapping[str, str]) -> None:
-    """A socket without buffers of its own: what it has not read is in the kernel, which then resets the connection."""
+def _send_order(url: httpx.URL, prompt: str, headers: Mapping[str, str]) -> socket.socket:
+    """Return a socket without buffers of its own: the kernel resets its connection for what it has not read."""
     body = json.dumps({"prompt": prompt}).encode()
     head = f"POST /generate HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nContent-Length: {len(body)}\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-    with socket.create_connection((url.host, url.port)) as connection:
-        connection.sendall(head.encode() + body)
-        if read:
-            assert len(connection.recv(read, socket.MSG_WAITALL)) == read
-        time.sleep(0.02 if read else after)
+    connection = socket.create_connection((url.host, url.port))
+    connection.sendall(head.encode() + body)
+    return connection
 
 
 async def ordered(broker: RunningBroker) -> int:

@@ -207,7 +207,7 @@ async def test_client_repeats_its_run_while_the_broker_stops_and_gets_the_same_o
 
     def use(fal_client: ModuleType, front: TlsFront) -> None:
         fronts.append(front)
-        assert len(fal_client.run(APP, arguments={"prompt": "a red fox [mood:slow:0.4]"})["images"]) == 1
+        assert len(fal_client.run(APP, arguments={"prompt": "a red fox [mood:slow:1]"})["images"]) == 1
 
     async def stop_and_start() -> None:
         async with asyncio.timeout(10):
