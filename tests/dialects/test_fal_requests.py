@@ -11,6 +11,7 @@ import pytest
 
 from broker.clock import SystemClock
 from broker.orders import ImageParams, OrderRequest
+from broker.sandbox.engine import Options
 from broker.services import Services
 from storage.deliveries import Delivery
 from tests.support.brokers import create_tasks, open_broker, still
@@ -86,3 +87,14 @@ async def test_images_that_end_together_have_one_webhook_on_postgres(
     async with still(tmp_path, SystemClock(), callback_allow=("example.com",), database_url=url) as services:
         for _ in range(10):
             await end_together(services)
+
+
+async def test_task_of_another_dialect_is_canceled_alone(tmp_path: Path) -> None:
+    """Those of its batch are orders of their own, which a client of fal knows nothing of."""
+    options = Options(duration=60, creates_per_window=10_000)
+    async with open_broker(tmp_path, options=options, task_deadline=90) as broker:
+        order = {"prompt": "a red fox", "numberOfImages": 2}
+        one, other = (await broker.client.post("/api/generate/image", json=order)).json()["taskIds"]
+        canceled = await broker.client.put(f"/fal/fal-ai/nano-banana/requests/{one}/cancel")
+        assert canceled.status_code == 202, canceled.text
+        assert [(await broker.get_task(task))["status"] == "canceled" for task in (one, other)] == [True, False]

@@ -75,7 +75,10 @@ class FalQueue:
     async def cancel(self, _: Request, target: FalTarget) -> Response:
         tasks = await self._tasks(target.request_id)
         try:
-            await self.canceler.cancel_batch(tasks[0].batch)
+            if len(tasks) > 1:
+                await self.canceler.cancel_batch(tasks[0].batch)
+            else:
+                await self.canceler.cancel_task(tasks[0].id)
         except ApiError as error:
             if error.code != "conflict":
                 raise
@@ -87,8 +90,12 @@ class FalQueue:
     # -- reading
 
     async def _tasks(self, request_id: str) -> list[Task]:
-        """Return the images of a request; its id is that of the first one."""
-        return await self.queries.get_batch((await self.queries.get(request_id)).batch)
+        """Return the images of a request; its id is that of the first one.
+
+        A task of another dialect stands alone: the others of its batch may be different orders.
+        """
+        task = await self.queries.get(request_id)
+        return await self.queries.get_batch(task.batch) if task.origin.get("dialect") == "fal" else [task]
 
     def _addresses(self, request: Request, task: Task) -> dict[str, Any]:
         """Return the addresses of a request, by the app of its order: the path may have any."""
