@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Message
 
+from broker.api.http.answers import TrackedAnswer, send_tracked, track_answer
+from broker.api.http.connection import EXTENSION, ClientConnection
 from broker.errors import ApiError
 from broker.ordering.idempotency import RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
@@ -186,6 +190,37 @@ async def test_other_callers_and_other_content_are_not_joined(brokers: tuple[Ser
     await create(brokers[1], retry_count=1, caller="you")
     await create(brokers[1], "another fox", retry_count=1)
     assert await count_tasks(brokers[0]) == 3
+
+
+# -- with a recorded answer
+
+
+async def test_connection_that_is_lost_a_moment_later_is_waited_for(brokers: tuple[Services, Services]) -> None:
+    """The client is back before the loss of its old connection is noticed."""
+    first = await create(brokers[0], retry_seconds=600)
+    again = asyncio.create_task(create(brokers[0], retry_seconds=600))
+    await asyncio.sleep(0.05)
+    await cut_off(brokers[0], first)
+    assert (await again).tasks[0].id == first.tasks[0].id
+
+
+async def test_answer_on_a_connection_that_was_lost_before_is_cut_off(brokers: tuple[Services, Services]) -> None:
+    """The client closed it while the answer was made, so nothing that was sent is left unread."""
+    first = await create(brokers[0], retry_seconds=600)
+    connection = ClientConnection()
+    connection.lose(None)
+    scope: dict[str, Any] = {"type": "http", "extensions": {EXTENSION: {"connection": connection}}}
+    track_answer(scope, TrackedAnswer(answers=brokers[0].answers, answer=first.answer))
+    await send_tracked(Response("an answer"), scope, _nothing, _sent)
+    assert (await create(brokers[1], retry_seconds=600)).tasks[0].id == first.tasks[0].id
+
+
+async def _nothing() -> Message:
+    raise AssertionError("the request has no body")
+
+
+async def _sent(_: Message) -> None:
+    """A server takes what it is given, also after the connection was lost."""
 
 
 # -- over HTTP
