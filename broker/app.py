@@ -136,7 +136,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
     return Dialect(
         name="native",
-        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(error_response, messages),
         error_model=ErrorResponse,
         endpoints=[

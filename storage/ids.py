@@ -10,6 +10,9 @@ TASK_ID: Final = re.compile(r"task_[0-9a-f]{32}")
 BATCH_ID: Final = re.compile(r"batch_[0-9a-f]{32}")
 CALLBACK_ID: Final = re.compile(r"callback_[0-9a-f]{24}")
 EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
+USER_ID: Final = re.compile(r"user_[0-9a-f]{32}")
+SESSION_ID: Final = re.compile(r"session_[0-9a-f]{24}")
+API_KEY_ID: Final = re.compile(r"key_[0-9a-f]{24}")
 
 
 def new_task_id() -> str:
@@ -51,3 +54,22 @@ def owner_key(owner: str) -> tuple[str, str]:
     """Return the column of `tasks`, and its value, that an owner of files stands for: a task, or a batch."""
     number = owner.removeprefix("refs_")
     return ("id", owner) if number == owner else ("batch", f"batch_{number}")
+
+
+HOUSE_PREFIX: Final = "house:"
+"""Begins the owners that stand for the operator: configured keys, direct calls from this machine, anonymous access."""
+
+
+def new_user_id() -> str:
+    """Return the id of a new user, which is also the owner of all that the user makes."""
+    return f"user_{secrets.token_hex(16)}"
+
+
+def new_session_id() -> str:
+    """Return the public name of a new session; it opens nothing."""
+    return f"session_{secrets.token_hex(12)}"
+
+
+def new_api_key_id() -> str:
+    """Return the public name of a new API key, which is also the owner of its tasks if it belongs to no user."""
+    return f"key_{secrets.token_hex(12)}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from storage.accounts.api_keys import ApiKeys
+from storage.accounts.sessions import Sessions
+from storage.accounts.users import Users
 from storage.attempts import Attempts
 from storage.batches import Batches
 from storage.callbacks import Callbacks
@@ -43,4 +46,7 @@ class Tables:
         self.budgets = Budgets(database)
         self.rate_limits = RateLimits(database)
         self.periodic_jobs = PeriodicJobs(database)
+        self.users = Users(database)
+        self.sessions = Sessions(database)
+        self.api_keys = ApiKeys(database)
         self.cluster_state = ClusterState(database)

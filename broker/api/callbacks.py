@@ -12,7 +12,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, is_sent_by_operator, json_success
 from broker.api.http.request_body import is_encoded
 from broker.api.http.responses import error_response, json_response
 from broker.callbacks.probe import READY_MESSAGE
@@ -120,7 +120,7 @@ class CallbackRoutes:
             query=dict(request.query_params),
             headers={name.lower(): value for name, value in request.headers.items()},
             body=await _read_bounded(request),
-            trusted=caller_of(request).trusted,
+            trusted=is_sent_by_operator(request),
             encoded=is_encoded(request),
         )
         response = self._acknowledgement(request, await self.receiver.receive(callback))

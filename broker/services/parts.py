@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from broker.accounts.credentials import Credentials
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.receive import CallbackReceiver
@@ -53,6 +54,18 @@ from webhooks.tokens import ChallengeResponse
 @dataclass(frozen=True, kw_only=True)
 class Services(Resources):
     """The parts of the system; each part is made when it is first used."""
+
+    # -- accounts
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        return Credentials(
+            clock=self.clock,
+            users=self.tables.users,
+            sessions=self.tables.sessions,
+            api_keys=self.tables.api_keys,
+            admin_sees_content=self.settings.admin_sees_content,
+        )
 
     # -- tasks
 

@@ -134,6 +134,7 @@ class Settings(BaseSettings):
     broker_url: BrokerUrl = env("BROKER_URL", default="")
     broker_key: BearerKey | None = env("BROKER_KEY")
     allow_anonymous: bool = env("BROKER_ALLOW_ANONYMOUS", default=False)
+    admin_sees_content: bool = env("BROKER_ADMIN_SEES_CONTENT", default=False)
     cors_origins: CommaSeparated[Origin] = env("BROKER_CORS_ORIGINS", default=())
 
     hold: Seconds = env("BROKER_HOLD_SECONDS", default=600)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.requests import HTTPConnection
 
-from broker.api.http.auth import Authenticator, require_trusted
+from broker.accounts.credentials import Credentials
+from broker.api.http.auth import Authenticator, is_direct_call, require_principal
 from broker.api.http.endpoint import Endpoint
-from broker.bootstrap import load_settings
+from broker.bootstrap import database_for, load_settings
+from broker.clock import SystemClock
 from broker.errors import ApiError
+from storage.sql.migrate import upgrade_schema
+from storage.tables import Tables
 from tests.support.api import open_api
 from tests.support.fuzzing import endpoints_of
 
@@ -23,8 +28,21 @@ KEY = "key-of-a-caller-0123456789"
 HOST = ("host", "127.0.0.1:8000")
 
 
-def access(**settings: Any) -> Authenticator:
-    return Authenticator(load_settings(env_file=None, **settings), b"secret-of-the-tests")
+@asynccontextmanager
+async def authenticator(folder: Path, *, secret: bytes = b"secret-of-the-tests", **settings: Any) -> AsyncIterator[Any]:
+    """Yield the rule of a broker without users: request → principal."""
+    chosen = load_settings(env_file=None, data_dir=folder, **settings)
+    async with database_for(chosen) as database:
+        await upgrade_schema(database, 0.0)
+        tables = Tables(database)
+        credentials = Credentials(
+            clock=SystemClock(),
+            users=tables.users,
+            sessions=tables.sessions,
+            api_keys=tables.api_keys,
+            admin_sees_content=False,
+        )
+        yield Authenticator(settings=chosen, secret=secret, credentials=credentials).authenticate
 
 
 def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPConnection:
@@ -33,8 +51,13 @@ def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPCo
     return HTTPConnection({"type": "http", "scheme": "http", "client": client, "headers": raw})
 
 
-def trusted(headers: Sequence[tuple[str, str]], *, peer: str | None = "127.0.0.1", **settings: Any) -> bool:
-    return access(**settings).authenticate(request(*headers, peer=peer)).trusted
+def trusted(headers: Sequence[tuple[str, str]], *, peer: str | None = "127.0.0.1", cors_origins: Any = ()) -> bool:
+    return is_direct_call(request(*headers, peer=peer), cors_origins)
+
+
+async def known(folder: Path, headers: Sequence[tuple[str, str]], peer: str = "127.0.0.1", **settings: Any) -> bool:
+    async with authenticator(folder, **settings) as authenticate:
+        return await authenticate(request(*headers, peer=peer)) is not None
 
 
 @pytest.mark.parametrize(
@@ -156,66 +179,70 @@ def test_foreign_origin_is_not_trusted(origin: str, expected: bool) -> None:
     assert not trusted([HOST, ("origin", origin), ("Origin", "https://evil.com")], **settings)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (f"Bearer {KEY}", True),
-        (f"bearer {KEY}", True),
-        (f"BEARER   {KEY} ", True),
-        (f"Bearer {KEY}x", False),
-        (f"Bearer {KEY[:-1]}", False),
-        (f"Basic {KEY}", False),
-        (KEY, False),
-        ("Bearer", False),
-        ("Bearer ", False),
-        (f"Bearer {KEY} {KEY}", False),
-        (f"Bearer {KEY},Bearer {KEY}", False),
-        ("Bearer \u00ff\u00fe", False),
-        ("", False),
-    ],
-)
-def test_a_known_key_is_trusted_from_anywhere(value: str, expected: bool) -> None:
-    headers = [("host", "public.example.com"), ("x-forwarded-for", "8.8.8.8"), ("Authorization", value)]
-    assert trusted(headers, peer="8.8.8.8", api_keys=("another-key-of-the-tests", KEY)) is expected
+KNOWN_VALUES = [
+    (f"Bearer {KEY}", True),
+    (f"bearer {KEY}", True),
+    (f"BEARER   {KEY} ", True),
+    (f"Bearer {KEY}x", False),
+    (f"Bearer {KEY[:-1]}", False),
+    (f"Basic {KEY}", False),
+    (KEY, False),
+    ("Bearer", False),
+    ("Bearer ", False),
+    (f"Bearer {KEY} {KEY}", False),
+    (f"Bearer {KEY},Bearer {KEY}", False),
+    ("Bearer \u00ff\u00fe", False),
+    ("", False),
+]
 
 
-def test_duplicate_authorization_is_rejected() -> None:
+async def test_a_known_key_is_trusted_from_anywhere(tmp_path: Path) -> None:
+    async with authenticator(tmp_path, api_keys=("another-key-of-the-tests", KEY)) as authenticate:
+        for value, expected in KNOWN_VALUES:
+            headers = [("host", "public.example.com"), ("x-forwarded-for", "8.8.8.8"), ("Authorization", value)]
+            assert (await authenticate(request(*headers, peer="8.8.8.8")) is not None) is expected, value
+
+
+async def test_duplicate_authorization_is_rejected(tmp_path: Path) -> None:
     """A proxy in front may have checked either of them."""
     two = [HOST, ("authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")]
-    assert not trusted(two, api_keys=(KEY,))
+    assert not await known(tmp_path, two, api_keys=(KEY,))
 
 
-def test_local_call_needs_the_configured_key() -> None:
-    assert not trusted([HOST], api_keys=(KEY,))
+async def test_local_call_needs_the_configured_key(tmp_path: Path) -> None:
+    assert not await known(tmp_path, [HOST], api_keys=(KEY,))
 
 
-def test_keys_outside_ascii_work() -> None:
+async def test_keys_outside_ascii_work(tmp_path: Path) -> None:
     key = "schlüssel-für-alle-fälle"
     header = f"Bearer {key}".encode().decode("latin-1")
-    assert trusted([HOST, ("authorization", header)], api_keys=(key,))
+    assert await known(tmp_path, [HOST, ("authorization", header)], api_keys=(key,))
 
 
-def test_anonymous_access_trusts_all_callers() -> None:
-    assert trusted([("host", "evil.com"), ("via", "1")], peer="8.8.8.8", allow_anonymous=True)
+async def test_anonymous_access_trusts_all_callers(tmp_path: Path) -> None:
+    assert await known(tmp_path, [("host", "evil.com"), ("via", "1")], "8.8.8.8", allow_anonymous=True)
 
 
-def test_names_distinguish_callers_and_hold_no_key() -> None:
-    """Names are stored in the database, so they must not reveal a key."""
-    known = access(api_keys=(KEY, "another-key-of-the-tests"))
-    first = known.authenticate(request(HOST, ("authorization", f"Bearer {KEY}"))).name
-    second = known.authenticate(request(HOST, ("authorization", "Bearer another-key-of-the-tests"))).name
+async def test_owners_distinguish_callers_and_hold_no_key(tmp_path: Path) -> None:
+    """Owners are stored in the database, so they must not reveal a key."""
+    keys = (KEY, "another-key-of-the-tests")
+    of_key = request(HOST, ("authorization", f"Bearer {KEY}"))
+    async with authenticator(tmp_path, api_keys=keys) as authenticate:
+        first = (await authenticate(of_key)).owner
+        second = (await authenticate(request(HOST, ("authorization", "Bearer another-key-of-the-tests")))).owner
     assert first != second
-    assert first.startswith("key:")
-    assert len(first) == len("key:") + 8
-    assert access().authenticate(request(HOST)).name == "local"
-    assert access(allow_anonymous=True).authenticate(request()).name == "anonymous"
-    other = Authenticator(load_settings(env_file=None, api_keys=(KEY,)), b"another-secret")
-    assert other.authenticate(request(("authorization", f"Bearer {KEY}"))).name != first
+    assert re.fullmatch("house:key:[0-9a-f]{8}", first)
+    async with authenticator(tmp_path, api_keys=keys, secret=b"another-secret") as authenticate:
+        assert (await authenticate(of_key)).owner != first
+    async with authenticator(tmp_path) as authenticate:
+        assert (await authenticate(request(HOST))).owner == "house:local"
+    async with authenticator(tmp_path, allow_anonymous=True) as authenticate:
+        assert (await authenticate(request())).owner == "house:anonymous"
 
 
 def test_unauthorized_error_names_the_cure() -> None:
     with pytest.raises(ApiError, match="BROKER_API_KEYS") as caught:
-        require_trusted(access().authenticate(request()))
+        require_principal(None)
     assert caught.value.status == 401
 
 

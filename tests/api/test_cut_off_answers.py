@@ -237,7 +237,7 @@ def faulty_dialect(services: Services, *, failures: int, blanks_after: float) ->
     )
     return Dialect(
         name="faulty",
-        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(render_detail_error, services.presenter.messages),
         error_model=DetailError,
         endpoints=[endpoint],

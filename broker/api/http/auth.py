@@ -1,4 +1,7 @@
-"""API authentication: a configured key, anonymous access by setting, or a direct call from this machine.
+"""API authentication: every way to be known ends in one `Principal`.
+
+A key of the settings, an API key or an access token in a header; a session cookie; anonymous access by setting; or a
+direct call from this machine, while there are neither keys nor users.
 
 Web pages and tunnels reach the broker over loopback too. A call from this machine therefore needs a loopback `Host`
 (a rebound name has another), no header of a proxy, and no sign that a browser sent it for another site.
@@ -11,12 +14,17 @@ import hmac
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from starlette.requests import HTTPConnection
 
+from broker.accounts.credentials import Credentials
+from broker.api.http.cookies import is_secure, read_session_cookie
 from broker.errors import ApiError
 from broker.net.hosts import is_loopback_host
+from broker.principal import Principal, house_principal
+from broker.services import Services
 from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -25,26 +33,31 @@ _AUTHORIZATION: Final = re.compile(r"([A-Za-z0-9-]+) +([^ ]+) *")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caller:
-    """The sender of a request."""
-
-    name: str
-    """Owner of rate limits and idempotency keys; stable, and not a secret."""
-    trusted: bool
+_UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
-UNTRUSTED: Final = Caller(name="anonymous", trusted=False)
-
-
-def require_trusted(caller: Caller) -> None:
-    """Raise `ApiError("unauthorized")` unless the caller is trusted."""
-    if not caller.trusted:
+def require_principal(principal: Principal | None) -> Principal:
+    """Return the principal. Raises `ApiError("unauthorized")` without one."""
+    if principal is None:
         raise ApiError(
             "unauthorized",
-            "This needs a key: send 'Authorization: Bearer <key>' with one of BROKER_API_KEYS. "
-            "Without configured keys only direct calls from this machine are served.",
+            "This needs a key: send 'Authorization: Bearer <key>' with one of BROKER_API_KEYS or with an API key, or "
+            "log in. Without keys and users only direct calls from this machine are served.",
         )
+    return principal
+
+
+def require_admin(principal: Principal) -> None:
+    """Raise `ApiError("forbidden")` unless the principal is an admin."""
+    if not principal.is_admin:
+        raise ApiError("forbidden", "This is for admins. Ask the operator of this broker.")
+
+
+def require_same_site(request: HTTPConnection) -> None:
+    """Raise `ApiError("forbidden")` if a header says that another web site sent the request."""
+    sites = request.headers.getlist("sec-fetch-site")
+    if any(site.strip().lower() not in _OWN_SITES for site in sites):
+        raise ApiError("forbidden", "Another web site sent this request: open this broker's own page instead.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,69 +77,123 @@ class KeyPlaces:
 NATIVE_PLACES: Final = KeyPlaces()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Authenticator:
-    """The rule by which a caller is known; dialects differ in the places of the key."""
+    """The rule by which a principal is known; dialects differ in the places of the key."""
 
-    def __init__(self, settings: Settings, secret: bytes, places: KeyPlaces = NATIVE_PLACES) -> None:
-        self._places = places
-        self._schemes = frozenset({"bearer", *places.schemes})
-        self._secret = secret
-        """Derives a caller's name from its key; the name in the database does not reveal the key."""
-        self._keys = [self._digest(key.get_secret_value()) for key in settings.api_keys]
-        self._anonymous = settings.allow_anonymous
-        self._origins = frozenset(settings.cors_origins)
+    settings: Settings
+    secret: bytes
+    """Derives an owner from a configured key; the owner in the database does not reveal the key."""
+    credentials: Credentials
+    places: KeyPlaces = NATIVE_PLACES
 
-    def authenticate(self, request: HTTPConnection) -> Caller:
-        """Return the caller of a request, `UNTRUSTED` if it is not trusted. Does not read the body."""
-        key = self._known_key(request)
-        if key is not None:
-            return Caller(name=f"key:{key.hex()[:8]}", trusted=True)
-        if self._anonymous:
-            return Caller(name="anonymous", trusted=True)
-        if not self._keys and self._is_local(request):
-            return Caller(name="local", trusted=True)
-        return UNTRUSTED
+    @classmethod
+    def from_services(cls, services: Services, places: KeyPlaces = NATIVE_PLACES) -> Authenticator:
+        return cls(
+            settings=services.settings,
+            secret=services.tokens.secret,
+            credentials=services.credentials,
+            places=places,
+        )
 
-    def _known_key(self, request: HTTPConnection) -> bytes | None:
+    async def authenticate(self, request: HTTPConnection) -> Principal | None:
+        """Return the principal of a request, or None. Does not read the body.
+
+        A key counts before a cookie, and a wrong one is not replaced by anything else. Raises `ApiError`: unauthorized
+        for a disabled account, forbidden for a cookie that another web site made the browser send.
+        """
         offered = self._offered_keys(request)
+        if offered:
+            return await self._find_by_key(offered)
+        cookie = read_session_cookie(request)
+        if cookie is not None and (principal := await self.credentials.find_by_cookie(cookie)) is not None:
+            self._require_own_page(request)
+            return principal
+        if self.settings.allow_anonymous:
+            return None if await self.credentials.has_users() else self._house("anonymous")
+        is_direct = not self.settings.api_keys and is_direct_call(request, self.settings.cors_origins)
+        if not is_direct or await self.credentials.has_accounts():
+            return None
+        return self._house("local")
+
+    async def _find_by_key(self, offered: set[str]) -> Principal | None:
         if len(offered) != 1:
             return None
         text = offered.pop()
-        spellings = {text, text.partition(":")[2]} if self._places.has_key_ids else {text}
+        spellings = {text, text.partition(":")[2]} if self.places.has_key_ids else {text}
+        if (digest := self._configured_key(spellings)) is not None:
+            return self._house(f"key:{digest.hex()[:8]}")
+        for spelling in spellings:
+            if (principal := await self.credentials.find_by_bearer(spelling)) is not None:
+                return principal
+        return None
+
+    def _house(self, name: str) -> Principal:
+        return house_principal(name, sees_content=self.settings.admin_sees_content)
+
+    @cached_property
+    def _configured(self) -> list[bytes]:
+        return [self._digest(key.get_secret_value()) for key in self.settings.api_keys]
+
+    def _configured_key(self, spellings: Collection[str]) -> bytes | None:
         digests = [self._digest(spelling) for spelling in spellings]
-        known = [key for key in self._keys for digest in digests if hmac.compare_digest(key, digest)]
+        known = [key for key in self._configured for digest in digests if hmac.compare_digest(key, digest)]
         return known[0] if known else None
+
+    def _require_own_page(self, request: HTTPConnection) -> None:
+        """Refuse an unsafe request with a cookie unless our own page, or the user in the address bar, sent it."""
+        if request.scope["method"] not in _UNSAFE:
+            return
+        sites = [site.strip().lower() for site in request.headers.getlist("sec-fetch-site")]
+        if sites:
+            is_own = all(site in _OWN_SITES for site in sites)
+        else:
+            origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
+            own = f"{'https' if is_secure(request) else 'http'}://{host}".lower()
+            is_own = bool(origins) and all(origin.lower() == own for origin in origins)
+        if not is_own:
+            raise ApiError(
+                "forbidden",
+                "A request with a session cookie must come from this broker's own page: send its Origin or "
+                "Sec-Fetch-Site header, or use an API key.",
+            )
 
     def _offered_keys(self, request: HTTPConnection) -> set[str]:
         """Return the keys that a request holds; an empty one for a header that is given twice."""
-        headers = [_scheme_token(request.headers.getlist("authorization"), self._schemes)]
-        for name in self._places.headers:
+        headers = [_scheme_token(request.headers.getlist("authorization"), {"bearer", *self.places.schemes})]
+        for name in self.places.headers:
             values = request.headers.getlist(name)
             headers += [_as_utf8(values[0]) if len(values) == 1 else ""] if values else []
-        queries = [value for name in self._places.query for value in request.query_params.getlist(name)]
+        queries = [value for name in self.places.query for value in request.query_params.getlist(name)]
         return {key for key in (*headers, *queries) if key is not None}
 
     def _digest(self, key: str) -> bytes:
-        return hmac.new(self._secret, b"api-key.v1:" + key.encode("utf-8", "replace"), hashlib.sha256).digest()
+        return hmac.new(self.secret, b"api-key.v1:" + key.encode("utf-8", "replace"), hashlib.sha256).digest()
 
-    def _is_local(self, request: HTTPConnection) -> bool:
-        hosts = request.headers.getlist("host")
-        return (
-            is_loopback_host((request.scope.get("client") or ("",))[0])
-            and len(hosts) == 1
-            and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
-            and not is_forwarded(request)
-            and self._is_same_site(request, hosts[0])
-        )
 
-    def _is_same_site(self, request: HTTPConnection, host: str) -> bool:
-        """Return False if a header says that another web site sent it, unless that is one of BROKER_CORS_ORIGINS."""
-        origins = request.headers.getlist("origin")
-        if origins and all(origin in self._origins for origin in origins):
-            return True
-        ours = f"{request.scope['scheme']}://{host}".lower()
-        sites = request.headers.getlist("sec-fetch-site")
-        return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
+def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bool:
+    """Return whether a program on this machine, or our own page in its browser, sent a request straight to us.
+
+    origins: of other web sites that may.
+    """
+    hosts = request.headers.getlist("host")
+    return (
+        is_loopback_host((request.scope.get("client") or ("",))[0])
+        and len(hosts) == 1
+        and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
+        and not is_forwarded(request)
+        and _is_same_site(request, hosts[0], origins)
+    )
+
+
+def _is_same_site(request: HTTPConnection, host: str, allowed: Collection[str]) -> bool:
+    """Return False if a header says that another web site sent it, unless that is one of the allowed origins."""
+    origins = request.headers.getlist("origin")
+    if origins and all(origin in allowed for origin in origins):
+        return True
+    ours = f"{request.scope['scheme']}://{host}".lower()
+    sites = request.headers.getlist("sec-fetch-site")
+    return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
 
 
 def is_forwarded(request: HTTPConnection) -> bool:

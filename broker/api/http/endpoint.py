@@ -21,19 +21,20 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from broker.api.http.answers import send_tracked
-from broker.api.http.auth import Caller, require_trusted
+from broker.api.http.auth import require_admin, require_principal
 from broker.api.http.query import QueryModel
 from broker.errors import ApiError
+from broker.principal import Principal
 
 Access = Literal["public", "caller", "admin", "provider"]
-"""public: open. caller: needs a key. admin: for operators. provider: open; the handler verifies the callback itself."""
+"""public: open. caller: needs a key or a login. admin: for operators. provider: open; callbacks prove themselves."""
 Handler = Callable[[Request], Awaitable[Response]]
 Schema = type[BaseModel] | Mapping[str, Any]
 """A pydantic model, or a JSON Schema written out."""
 
 _DIALECT: Final = "broker.dialect"
 _ENDPOINT: Final = "broker.endpoint"
-_CALLER: Final = "broker.caller"
+_PRINCIPAL: Final = "broker.principal"
 TEXT: Final = {"type": "string"}
 
 
@@ -88,6 +89,8 @@ class Endpoint:
     responses: Mapping[int, SuccessResponse]
     errors: tuple[str, ...] = ()
     """Codes of `broker.errors.STATUS_OF`, beside those that follow from the access and the query, and server errors."""
+    serves_outdated_password: bool = False
+    """Also for users who must change their password first."""
     is_held: bool = False
     """The response waits for the end of a task, and may tell its failure."""
     is_quiet: bool = False
@@ -114,7 +117,7 @@ class Endpoint:
     @property
     def error_codes(self) -> frozenset[str]:
         """Return the codes of all errors but those of the server."""
-        by_access = ["unauthorized"] if self.needs_key else []
+        by_access = ["unauthorized", "forbidden"] if self.needs_key else []
         return frozenset([*self.errors, *by_access, *(["invalid_request"] if self.query else [])])
 
 
@@ -124,7 +127,7 @@ class Dialect:
 
     name: str
     endpoints: Sequence[Endpoint]
-    authenticate: Callable[[HTTPConnection], Caller]
+    authenticate: Callable[[HTTPConnection], Awaitable[Principal | None]]
     render_error: Callable[[HTTPConnection, ApiError, Mapping[str, str]], Response]
     """Request, error and extra headers → the response."""
     error_model: type[BaseModel]
@@ -209,18 +212,35 @@ class _EndpointRoute(Route):
     async def _call(self, request: Request) -> Response:
         """Check the access before the handler can read the body."""
         endpoint: Endpoint = request.scope[_ENDPOINT]
-        if endpoint.access != "public":
-            caller = self._dialect.authenticate(request)
-            if endpoint.needs_key:
-                require_trusted(caller)
-            request.scope[_CALLER] = caller
+        if endpoint.needs_key:
+            principal = require_principal(await self._dialect.authenticate(request))
+            if endpoint.access == "admin":
+                require_admin(principal)
+            if principal.must_change_password and not endpoint.serves_outdated_password:
+                raise ApiError("forbidden", "Change your password first: POST /api/me/password.")
+            request.scope[_PRINCIPAL] = principal
+        elif endpoint.access == "provider":
+            request.scope[_PRINCIPAL] = await self._find_operator(request)
         return await endpoint.handler(request)
 
+    async def _find_operator(self, request: Request) -> Principal | None:
+        """Return the admin who plays a provider; None for everyone else, whose callback must prove itself."""
+        try:
+            principal = await self._dialect.authenticate(request)
+        except ApiError:
+            return None
+        return principal if principal is not None and principal.is_admin else None
 
-def caller_of(request: HTTPConnection) -> Caller:
-    """Return the caller of a request to an endpoint that is not public."""
-    caller: Caller = request.scope[_CALLER]
-    return caller
+
+def principal_of(request: HTTPConnection) -> Principal:
+    """Return the sender of a request to an endpoint that needs a key."""
+    principal: Principal = request.scope[_PRINCIPAL]
+    return principal
+
+
+def is_sent_by_operator(request: HTTPConnection) -> bool:
+    """Return whether an admin sent a request to an endpoint of providers."""
+    return request.scope[_PRINCIPAL] is not None
 
 
 def dialect_of(scope: Scope) -> Dialect | None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from broker.api.http.addresses import reached_host
 from broker.api.http.answers import TrackedAnswer, track_answer
-from broker.api.http.endpoint import caller_of
+from broker.api.http.endpoint import principal_of
 from broker.api.http.identity import idempotency_key, retry_count
 from broker.api.http.pagination import PageResponse, split_page
 from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_object
@@ -93,7 +93,7 @@ class TaskRoutes:
         )
 
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
-        caller = caller_of(request).name
+        caller = principal_of(request).owner
         order = replace(params.to_request(key, retry_count(request)), host=reached_host(request))
         plan = await self.orders.plan(order)
         if params.dry_run:

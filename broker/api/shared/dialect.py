@@ -42,7 +42,7 @@ def shared_dialect(services: Services, dialects: Sequence[Dialect]) -> Dialect:
     )
     return Dialect(
         name="shared",
-        authenticate=Authenticator(services.settings, services.tokens.secret, ALL_PLACES).authenticate,
+        authenticate=Authenticator.from_services(services, ALL_PLACES).authenticate,
         render_error=routes.render_error,
         error_model=_any_error_model(dialects),
         endpoints=routes.endpoints(),

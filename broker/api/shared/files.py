@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from broker.api.http.addresses import own_base_url
-from broker.api.http.endpoint import caller_of
+from broker.api.http.endpoint import principal_of
 from broker.api.http.pagination import MAX_LIMIT, split_page
 from broker.api.http.query import EMPTY, ParsedText, QueryModel
 from broker.api.http.request_body import (
@@ -142,10 +142,10 @@ class SharedFiles:
 
     async def store_url(self, request: Request, url: str, details: FileDetails) -> FileView:
         """Download a file, and store it. Raises `ApiError`."""
-        return self.view(request, await self.files.store_url(caller_of(request).name, url, details))
+        return self.view(request, await self.files.store_url(principal_of(request).owner, url, details))
 
     async def _store(self, request: Request, chunks: AsyncIterable[bytes], details: FileDetails) -> FileView:
-        return self.view(request, await self.files.store(caller_of(request).name, chunks, details))
+        return self.view(request, await self.files.store(principal_of(request).owner, chunks, details))
 
     # -- showing
 
@@ -153,18 +153,18 @@ class SharedFiles:
         """Return the page of the caller's files that a request asks for."""
         query = FilesQuery.read(request)
         before = query.page_token or query.cursor
-        found = await self.files.list_newest(caller_of(request).name, before=before, limit=query.page_size + 1)
+        found = await self.files.list_newest(principal_of(request).owner, before=before, limit=query.page_size + 1)
         rows, cursor = split_page(found, query.page_size, lambda file: (file.created_at, file.id))
         views = tuple(self.view(request, file) for file in rows)
         return FilePage(files=views, next_cursor=cursor, base=self.base_for(request))
 
     async def read_file(self, request: Request) -> FileView:
         """Return the caller's file that the path names. Raises `ApiError("not_found")`."""
-        return self.view(request, await self.files.get(caller_of(request).name, request.path_params["id"]))
+        return self.view(request, await self.files.get(principal_of(request).owner, request.path_params["id"]))
 
     async def delete_file(self, request: Request) -> None:
         """Delete the caller's file that the path names. Raises `ApiError("not_found")`."""
-        await self.files.delete(caller_of(request).name, request.path_params["id"])
+        await self.files.delete(principal_of(request).owner, request.path_params["id"])
 
 
 async def _single_chunk(data: bytes) -> AsyncIterator[bytes]:

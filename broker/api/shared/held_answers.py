@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 
 from broker.api.http.addresses import reached_host
 from broker.api.http.answers import TrackedAnswer, allow_retry, mark_unfinished, track_answer
-from broker.api.http.endpoint import caller_of
+from broker.api.http.endpoint import principal_of
 from broker.api.http.errors import unavailable
 from broker.api.http.identity import idempotency_key, retry_count
 from broker.api.http.responses import to_json, warning_headers
@@ -108,7 +108,7 @@ class HeldAnswers:
         Raises `ApiError`; then nothing was ordered.
         """
         planned = await self._plan(request, order, HELD_RETRY_SECONDS if is_held else RETRY_WINDOW_SECONDS)
-        created = await self.orders.create(caller_of(request).name, planned.request, planned.plan)
+        created = await self.orders.create(principal_of(request).owner, planned.request, planned.plan)
         unused = _listed_names((*(spelling.get(name, name) for name in planned.plan.ignored), *ignored))
         return self._track(request, created, unused, planned.plan.warnings)
 
@@ -126,7 +126,7 @@ class HeldAnswers:
         for number, order in enumerate(orders, 1):
             with naming_order(number, len(orders)):
                 planned.append(await self._plan(request, order, RETRY_WINDOW_SECONDS))
-        created = await self.orders.create_together(caller_of(request).name, planned, details)
+        created = await self.orders.create_together(principal_of(request).owner, planned, details)
         names = (spelling.get(name, name) for one in planned for name in one.plan.ignored)
         warnings = dict.fromkeys(warning for one in planned for warning in one.plan.warnings)
         return self._track(request, created, _listed_names((*names, *ignored)), tuple(warnings))

@@ -315,3 +315,55 @@ CREATE TABLE periodic_jobs (
     name TEXT PRIMARY KEY,
     due_at DOUBLE PRECISION NOT NULL
 );
+
+-- people who log in; name_key: the name normalised
+CREATE TABLE users (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    name_key TEXT NOT NULL,
+    email TEXT,
+    password_hash TEXT NOT NULL,
+    is_admin BIGINT NOT NULL,
+    is_disabled BIGINT NOT NULL,
+    must_change_password BIGINT NOT NULL,
+    quota TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    updated_at DOUBLE PRECISION NOT NULL,
+    last_login_at DOUBLE PRECISION
+);
+CREATE UNIQUE INDEX users_name ON users (name_key);
+
+-- one row per login; its secrets are stored as digests
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    client TEXT NOT NULL,
+    address TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    last_seen_at DOUBLE PRECISION NOT NULL,
+    expires_at DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX sessions_user ON sessions (user_id);
+CREATE INDEX sessions_age ON sessions (expires_at);
+
+CREATE TABLE session_secrets (
+    digest TEXT PRIMARY KEY,
+    session_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    expires_at DOUBLE PRECISION NOT NULL,
+    used_at DOUBLE PRECISION
+);
+CREATE INDEX session_secrets_session ON session_secrets (session_id);
+
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY,
+    digest TEXT NOT NULL,
+    prefix TEXT NOT NULL,
+    name TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    expires_at DOUBLE PRECISION,
+    last_used_at DOUBLE PRECISION
+);
+CREATE UNIQUE INDEX api_keys_digest ON api_keys (digest);
+CREATE INDEX api_keys_owner ON api_keys (owner, created_at, id);

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.request_body import read_json_object
 from broker.api.http.responses import json_response
 from broker.errors import ApiError
@@ -68,7 +68,7 @@ class ImageRoutes:
             field = str(error.errors()[0]["loc"][0])
             raise ApiError("invalid_request", f"{field} is missing or has a wrong type.", field=field) from error
         order = OrderRequest(params=parsed.to_params())
-        created = await self.orders.create(caller_of(request).name, order, await self.orders.plan(order))
+        created = await self.orders.create(principal_of(request).owner, order, await self.orders.plan(order))
         return json_response((await self._job(created.tasks[0])).to_document(), 202)
 
     async def get_image(self, request: Request) -> Response:

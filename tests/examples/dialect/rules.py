@@ -10,9 +10,9 @@ from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from broker.api.http.auth import UNTRUSTED, Caller
 from broker.api.http.responses import error_headers, json_response
 from broker.errors import ApiError
+from broker.principal import Principal
 from tests.examples.dialect.schemas import ErrorBody, Problem
 
 
@@ -23,12 +23,13 @@ class ExampleAuthenticator:
         self._secret = secret
         self._digests = [self._digest(key.get_secret_value()) for key in keys]
 
-    def authenticate(self, request: HTTPConnection) -> Caller:
-        """Return the caller of a request, `UNTRUSTED` if it is not trusted."""
+    async def authenticate(self, request: HTTPConnection) -> Principal | None:
+        """Return the operator's principal, or None without a known key."""
         digest = self._digest(request.headers.get("x-example-key", ""))
         if not any(hmac.compare_digest(known, digest) for known in self._digests):
-            return UNTRUSTED
-        return Caller(name=f"example:{digest.hex()[:8]}", trusted=True)
+            return None
+        name = f"example:{digest.hex()[:8]}"
+        return Principal(owner=f"house:{name}", is_admin=True, name=name)
 
     def _digest(self, key: str) -> bytes:
         return hmac.new(self._secret, b"example:" + key.encode(), hashlib.sha256).digest()

@@ -18,7 +18,7 @@ def newest_dialect(services: Services) -> Dialect:
     """Return a dialect of one endpoint."""
     return Dialect(
         name="newest",
-        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(error_response, services.presenter.messages),
         error_model=ErrorResponse,
         endpoints=NewestRoute(queries=services.queries).endpoints(),

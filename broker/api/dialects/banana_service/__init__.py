@@ -23,7 +23,7 @@ def banana_service_dialect(services: Services) -> Dialect:
     )
     return Dialect(
         name="banana_service",
-        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(render_detail_error, messages),
         error_model=DetailError,
         endpoints=routes.endpoints(),

@@ -46,7 +46,7 @@ def fal_dialect(services: Services) -> Dialect:
     )
     return Dialect(
         name="fal",
-        authenticate=Authenticator(services.settings, services.tokens.secret, PLACES).authenticate,
+        authenticate=Authenticator.from_services(services, PLACES).authenticate,
         render_error=render_error,
         error_model=FalError,
         is_client=is_fal_client,

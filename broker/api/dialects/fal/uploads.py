@@ -10,7 +10,7 @@ from starlette.responses import Response
 from broker.api.dialects.fal.errors import REQUEST_ID, request_id_of
 from broker.api.dialects.fal.schemas import FalUploadRequest, FalUploadUrls
 from broker.api.dialects.fal.targets import FalTarget
-from broker.api.http.endpoint import caller_of
+from broker.api.http.endpoint import principal_of
 from broker.api.http.request_body import BoundedRequest, read_json_model
 from broker.api.http.responses import json_response
 from broker.api.shared.files import SharedFiles
@@ -28,7 +28,7 @@ class FalUploads:
         """Return where the bytes of a file are sent, and the address that the file then has in an order."""
         parsed = await read_json_model(request, MAX_BODY_BYTES, FalUploadRequest)
         details = FileDetails(name=parsed.file_name, chosen_id=new_file_id())
-        upload = await self.shared.files.begin_upload(caller_of(request).name, details, None)
+        upload = await self.shared.files.begin_upload(principal_of(request).owner, details, None)
         base = self.shared.base_for(request)
         urls = FalUploadUrls(
             upload_url=f"{base}/fal/storage/uploads/{upload.id}/file", file_url=f"{base}/fal/files/{upload.file_id}"

@@ -28,7 +28,7 @@ def gemini_dialect(services: Services, held: HeldAnswers | None = None) -> Diale
     uploads = GeminiUploadRoutes(files=files, metrics=services.metrics)
     return Dialect(
         name="gemini",
-        authenticate=Authenticator(services.settings, services.tokens.secret, PLACES).authenticate,
+        authenticate=Authenticator.from_services(services, PLACES).authenticate,
         render_error=render_error,
         error_model=GeminiError,
         endpoints=[

@@ -24,7 +24,7 @@ from broker.api.dialects.gemini.batch_documents import (
 from broker.api.dialects.gemini.orders import SPELLING
 from broker.api.dialects.gemini.routes import MAX_BODY_BYTES, MODEL_PARAMETER, VERSIONS, GeminiOrderRoutes
 from broker.api.dialects.gemini.spelling import choose_style, is_sdk
-from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.pagination import MAX_LIMIT, cursor_text, split_page
 from broker.api.http.query import QueryModel
 from broker.api.http.request_body import read_json_model
@@ -146,7 +146,7 @@ class GeminiBatchRoutes:
         """List batches, without their images."""
         query = GeminiBatchesQuery.read(request)
         found = await self.batches.list_newest(
-            caller_of(request).name, DIALECT, before=query.page_token, limit=query.page_size + 1
+            principal_of(request).owner, DIALECT, before=query.page_token, limit=query.page_size + 1
         )
         page, cursor = split_page(found, query.page_size, lambda batch: (batch.created_at, batch.id))
         listed = [describe_batch(batch, tasks) for batch in page if (tasks := await self._find_tasks(batch))]
@@ -188,7 +188,7 @@ class GeminiBatchRoutes:
     async def _read(self, request: Request) -> tuple[StoredBatch, Sequence[Task]]:
         """Return a batch of the caller, with its tasks. Raises `ApiError("not_found")`."""
         batch = await self.batches.get(f"batch_{request.path_params['id']}")
-        tasks = await self._find_tasks(batch) if batch and batch.caller == caller_of(request).name else []
+        tasks = await self._find_tasks(batch) if batch and batch.caller == principal_of(request).owner else []
         if batch is None or not tasks:
             raise _not_found()
         return batch, tasks

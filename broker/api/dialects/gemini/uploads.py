@@ -23,7 +23,7 @@ from broker.api.dialects.gemini.files import GeminiUploaded, make_file
 from broker.api.dialects.gemini.related import read_related
 from broker.api.dialects.gemini.requests import GeminiInput
 from broker.api.dialects.gemini.routes import VERSIONS
-from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.request_body import BoundedRequest, media_type_of, read_json_model
 from broker.api.http.responses import json_response
 from broker.api.shared.files import SharedFiles
@@ -107,7 +107,7 @@ class GeminiUploadRoutes:
             start, content = await read_related(
                 request, self.files.files.max_bytes + MAX_START_BYTES, GeminiUploadStart
             )
-            caller, details = caller_of(request).name, start.file.to_details(_file_name(request))
+            caller, details = principal_of(request).owner, start.file.to_details(_file_name(request))
             return self._finished(request, await self.files.files.store(caller, content, details))
         view = await self.files.store_body(request, FileDetails(name=_file_name(request)))
         return self._finished(request, view.file)
@@ -121,7 +121,7 @@ class GeminiUploadRoutes:
             start = await read_json_model(request, MAX_START_BYTES, GeminiUploadStart)
         announced = request.headers.get("x-goog-upload-header-content-length", "")
         upload = await self.files.files.begin_upload(
-            caller_of(request).name,
+            principal_of(request).owner,
             start.file.to_details(_file_name(request)),
             int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else None,
         )

@@ -25,7 +25,7 @@ def image_service_dialect(services: Services) -> Dialect:
     )
     return Dialect(
         name="image_service",
-        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(render_detail_error, messages),
         error_model=DetailError,
         endpoints=routes.endpoints(),

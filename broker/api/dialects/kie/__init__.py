@@ -27,7 +27,7 @@ def kie_dialect(services: Services) -> Dialect:
     uploads = KieUploadRoutes(files=SharedFiles.from_services(services))
     return Dialect(
         name="kie",
-        authenticate=Authenticator(services.settings, services.tokens.secret).authenticate,
+        authenticate=Authenticator.from_services(services).authenticate,
         render_error=render_error,
         error_model=KieError,
         has_errors_in_success=True,

@@ -53,7 +53,7 @@ def openai_dialect(services: Services) -> Dialect:
     manifest = ManifestRoute(models=services.served_models, default=names.default, address=services.address)
     return Dialect(
         name="openai",
-        authenticate=Authenticator(services.settings, services.tokens.secret, KeyPlaces(query=("key",))).authenticate,
+        authenticate=Authenticator.from_services(services, KeyPlaces(query=("key",))).authenticate,
         render_error=render_error,
         error_model=OpenAIError,
         endpoints=[*images.endpoints(), *chats.endpoints(), *manifest.endpoints(), *tasks.endpoints()],

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from broker.api.dialects.openai.answers import ImageAnswers, OpenAIImages
 from broker.api.dialects.openai.errors import OpenAIErrorDetail, error_detail
 from broker.api.http.addresses import own_base_url
-from broker.api.http.endpoint import Endpoint, Parameter, caller_of, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.responses import POLL_SECONDS, json_response
 from broker.api.shared.held_answers import PlacedOrder
 from broker.api.shared.models import SnakeResponseModel
@@ -150,7 +150,7 @@ class AsyncTasks:
         else:
             batch = f"batch_{task_id.removeprefix(_PREFIX)}" if task_id.startswith(_PREFIX) else task_id
             tasks = await self.queries.get_batch(batch) if BATCH_ID.fullmatch(batch) else []
-        if not tasks or any(task.caller != caller_of(request).name for task in tasks):
+        if not tasks or any(task.caller != principal_of(request).owner for task in tasks):
             raise ApiError("task_not_found", "There is no task with this id, or another key ordered it.")
         return tasks
 

@@ -44,7 +44,7 @@ def replicate_dialect(services: Services) -> Dialect:
     )
     return Dialect(
         name="replicate",
-        authenticate=Authenticator(services.settings, secret, PLACES).authenticate,
+        authenticate=Authenticator.from_services(services, PLACES).authenticate,
         render_error=render_error,
         error_model=ReplicateProblem,
         endpoints=[*routes.endpoints(), *ReplicateFileRoutes(files=SharedFiles.from_services(services)).endpoints()],

@@ -1,0 +1,1 @@
+"""Accounts: users, their sessions, tokens and API keys, and the principal that a secret stands for."""

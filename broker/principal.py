@@ -1,0 +1,46 @@
+"""The sender of a request, however it was authenticated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storage.accounts.scope import EVERYTHING, HOUSE, Scope
+from storage.ids import HOUSE_PREFIX, USER_ID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who sent a request: the one result of a configured key, an API key, a session, a token, or a trusted call."""
+
+    owner: str
+    """Owns what the request creates; stable, and not a secret: `house:…`, the id of a user, or that of an API key."""
+    is_admin: bool
+    name: str
+    """What people read: the name of a user or key."""
+    session_id: str | None = None
+    """Of a login; None for keys and trusted calls."""
+    must_change_password: bool = False
+    sees_content: bool = False
+    """An admin who reads prompts and images of others (BROKER_ADMIN_SEES_CONTENT)."""
+
+    @property
+    def user_id(self) -> str | None:
+        """The user's id; None for the operator and for an API key without a user."""
+        return self.owner if USER_ID.fullmatch(self.owner) else None
+
+    @property
+    def scope(self) -> Scope:
+        """Whose tasks, images and conversations it sees and changes."""
+        if self.sees_content:
+            return EVERYTHING
+        return HOUSE if self.owner.startswith(HOUSE_PREFIX) else Scope(owner=self.owner)
+
+    @property
+    def oversight(self) -> Scope:
+        """Whose tasks it may list without their content, cancel and delete: for an admin everyone's."""
+        return EVERYTHING if self.is_admin else self.scope
+
+
+def house_principal(name: str, *, sees_content: bool) -> Principal:
+    """Return the principal of the operator: a configured key, a direct call, or anonymous access."""
+    return Principal(owner=f"{HOUSE_PREFIX}{name}", is_admin=True, name=name, sees_content=sees_content)

@@ -1,0 +1,89 @@
+"""Sessions: one per login, with the secrets by which its requests are known, stored as digests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from storage.accounts.users import User
+from storage.sql.database import Database, Row, Statement
+from storage.sql.rows import fetch_as, from_row, insert_row
+
+SecretKind = Literal["cookie", "access", "refresh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One login. Moments (`_at`) are seconds since the epoch."""
+
+    id: str
+    """Its public name; it opens nothing."""
+    user_id: str
+    client: str
+    """User-Agent at the login, shortened."""
+    address: str
+    """Of the client at the login."""
+    created_at: float
+    last_seen_at: float
+    expires_at: float
+    """The end of the session, however much it is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSecret:
+    """One secret of a session: a cookie, an access token, or a refresh token."""
+
+    digest: str
+    """SHA-256 of the secret, in hex."""
+    session_id: str
+    kind: SecretKind
+    expires_at: float
+    used_at: float | None = None
+    """When a refresh token was exchanged for the next one; using it again revokes the session."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSecret:
+    """A secret with its session and user."""
+
+    secret: SessionSecret
+    session: Session
+    user: User
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Sessions in the database."""
+
+    database: Database
+
+    async def find_secret(self, digest: str) -> FoundSecret | None:
+        """Return a secret with its session and user, expired or not."""
+        row = await self.database.fetch_one(
+            """SELECT u.*, s.user_id, s.client, s.address, s.last_seen_at, x.digest, x.session_id, x.kind, x.used_at,
+                s.created_at AS session_created_at, s.expires_at AS session_expires_at,
+                x.expires_at AS secret_expires_at
+                FROM session_secrets x JOIN sessions s ON s.id = x.session_id JOIN users u ON u.id = s.user_id
+                WHERE x.digest = :digest""",
+            digest=digest,
+        )
+        return None if row is None else _found_secret(row)
+
+    async def list_of_user(self, user_id: str) -> list[Session]:
+        sql = "SELECT * FROM sessions WHERE user_id = :user ORDER BY last_seen_at DESC, id"
+        return await fetch_as(self.database, Session, sql, user=user_id)
+
+    def insert_session(self, session: Session) -> Statement:
+        return insert_row("sessions", session)
+
+    def insert_secret(self, secret: SessionSecret) -> Statement:
+        return insert_row("session_secrets", secret)
+
+
+def _found_secret(row: Row) -> FoundSecret:
+    session = {**row, "id": row["session_id"], "created_at": row["session_created_at"]}
+    return FoundSecret(
+        secret=from_row(SessionSecret, {**row, "expires_at": row["secret_expires_at"]}),
+        session=from_row(Session, {**session, "expires_at": row["session_expires_at"]}),
+        user=from_row(User, row),
+    )

@@ -1,0 +1,67 @@
+"""Users: the people who log in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.sql.database import Database, Statement
+from storage.sql.rows import fetch_as, fetch_one_as, insert_row, set_clause, to_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """One account. Moments (`_at`) are seconds since the epoch."""
+
+    id: str
+    """Also the owner of the user's tasks."""
+    name: str
+    """As it is shown."""
+    name_key: str
+    """The name normalised: unique, and what a login is looked up by."""
+    email: str | None = None
+    password_hash: str
+    is_admin: bool = False
+    is_disabled: bool = False
+    must_change_password: bool = False
+    quota: Mapping[str, Any] = field(default_factory=dict)
+    """Limits that an admin set instead of the defaults; opaque to storage."""
+    created_at: float
+    updated_at: float
+    last_login_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users in the database."""
+
+    database: Database
+
+    async def get(self, user_id: str) -> User | None:
+        return await fetch_one_as(self.database, User, "SELECT * FROM users WHERE id = :id", id=user_id)
+
+    async def get_by_name(self, name_key: str) -> User | None:
+        return await fetch_one_as(self.database, User, "SELECT * FROM users WHERE name_key = :key", key=name_key)
+
+    async def list_by_name(self) -> list[User]:
+        return await fetch_as(self.database, User, "SELECT * FROM users ORDER BY name_key")
+
+    async def has_any(self) -> bool:
+        return await self.database.fetch_one("SELECT 1 AS found FROM users LIMIT 1") is not None
+
+    def insert_user(self, user: User) -> Statement:
+        """Insert a user unless the name is taken; then `Stale`."""
+        statement = insert_row("users", user, "ON CONFLICT (name_key) DO NOTHING")
+        return Statement(sql=statement.sql, params=statement.params, must_change=True)
+
+    def update_user(self, user_id: str, now: float, **changes: Any) -> Statement:
+        """Change a user; `Stale` if there is none of this id."""
+        return Statement(
+            sql=f"UPDATE users SET {set_clause(changes)}updated_at = :now WHERE id = :id",
+            params={**to_columns(changes), "id": user_id, "now": now},
+            must_change=True,
+        )
+
+    def delete_user(self, user_id: str) -> Statement:
+        return Statement(sql="DELETE FROM users WHERE id = :id", params={"id": user_id})
