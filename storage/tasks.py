@@ -57,7 +57,7 @@ class Task:
     provider: str
     key_id: str = ""
     candidates: tuple[str, ...] = ()
-    pinned: str | None = None
+    requested_provider: str | None = None
     """The provider that the request named; None if it named none."""
     routes: tuple[Mapping[str, Any], ...] = ()
     priority: int = 1
@@ -99,6 +99,8 @@ class Task:
     finished_at: float | None = None
     provider_state: str | None = None
     provider_percent: float | None = None
+    pinned_at: float | None = None
+    """When its caller asked to keep it beyond retention; None: it is deleted by retention."""
 
     @property
     def status(self) -> str:

@@ -102,7 +102,7 @@ def _build_task(
         due_at=base.created_at,
         provider=plan.candidates[0],
         candidates=plan.candidates,
-        pinned=request.provider,
+        requested_provider=request.provider,
         routes=tuple(route.to_column() for route in plan.routes),
         priority=PRIORITIES.index(request.priority),
         reserved=reserved,

@@ -311,7 +311,7 @@ def _request_of(task: Task) -> OrderRequest:
         turns=tuple(Turn.from_column(turn) for turn in task.turns),
         origin=task.origin,
         priority=PRIORITIES[task.priority],
-        provider=task.pinned,
+        provider=task.requested_provider,
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )

@@ -11,7 +11,7 @@ CREATE TABLE tasks (
     provider TEXT NOT NULL,
     key_id TEXT NOT NULL,
     candidates TEXT NOT NULL,
-    pinned TEXT,
+    requested_provider TEXT,
     routes TEXT NOT NULL,
     priority BIGINT NOT NULL,
     model TEXT NOT NULL,
@@ -49,7 +49,8 @@ CREATE TABLE tasks (
     sent_at DOUBLE PRECISION,
     finished_at DOUBLE PRECISION,
     provider_state TEXT,
-    provider_percent DOUBLE PRECISION
+    provider_percent DOUBLE PRECISION,
+    pinned_at DOUBLE PRECISION
 );
 
 -- due steps by state; queued tasks have an order of their own per provider
@@ -64,6 +65,8 @@ CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
 CREATE INDEX tasks_newest ON tasks (created_at, id);
 CREATE INDEX tasks_batch ON tasks (batch);
+-- what callers keep beyond retention
+CREATE INDEX tasks_pinned ON tasks (caller) WHERE pinned_at IS NOT NULL;
 -- durations of the newest successes
 CREATE INDEX tasks_history ON tasks (provider, model, ended_at)
     WHERE state = 'succeeded' AND finished_at IS NOT NULL AND sent_at IS NOT NULL;
