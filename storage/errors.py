@@ -17,3 +17,7 @@ class DatabaseReplaced(StorageError):
 
 class NoSuchTable(StorageError):
     """The database has no tables yet. Cure: `broker db upgrade`, or start the broker."""
+
+
+class ForeignTables(StorageError):
+    """The database belongs to another program, which has tables of the same names. Cure: a database of its own."""

@@ -8,8 +8,6 @@ from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Unpack
 
-from pydantic import SecretStr
-
 from broker.bootstrap import load_settings
 from broker.cli import ExitCode
 from broker.cli.connection import find_running_broker, quiet_logs
@@ -109,7 +107,7 @@ def _sandbox_settings(settings: Settings, stack: ExitStack) -> Settings:
         style="bold",
     )
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="broker-"))
-    return settings.model_copy(update={"data_dir": Path(folder), "database_url": SecretStr(""), "blob_url": ""})
+    return settings.with_folder(Path(folder))
 
 
 def _polling_settings(settings: Settings) -> Settings:

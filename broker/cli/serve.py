@@ -34,6 +34,7 @@ async def serve(host: str | None, port: int | None) -> None:
     given: dict[str, Any] = {"host": host, "port": port}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     _configure_logs(settings)
+    _print_database(settings)
     with closing(bind_socket(settings.host, settings.port)) as sock:
         async with open_system(settings, sock) as services:
             await serve_http(services, [sock], ready=partial(_print_summary, services, socket_port(sock)))
@@ -49,6 +50,7 @@ async def run_worker() -> None:
             "set a key, or run `broker serve` instead of a worker"
         )
     _configure_logs(settings)
+    _print_database(settings)
     with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with (
             open_services(settings) as services,
@@ -110,6 +112,15 @@ def _print_warnings(services: Services) -> None:
         )
     for advice in deployment_warnings(settings, sys.version_info[:3]):
         print_note(f"Warning: {advice}", style="yellow")
+
+
+def _print_database(settings: Settings) -> None:
+    """Print what the POSTGRES_… variables name, before it is opened."""
+    if settings.is_database_built:
+        print_note(
+            f"Database: {settings.database_shown}, built from POSTGRES_HOST and its relatives, as user "
+            f"{settings.postgres_user}"
+        )
 
 
 def _print_unread(settings: Settings) -> None:

@@ -29,6 +29,7 @@ class Check:
 
 
 _DATA: Final = frozenset({"data_dir"})
+_DATABASE: Final = _DATA | {"database_url", "database_listen_url", "postgres_host", "postgres_port"}
 
 _CHECKS: Final = (
     Check(name="Python", run=machine.check_python),
@@ -43,15 +44,15 @@ _CHECKS: Final = (
         needs=frozenset({"host", "api_keys", "allow_anonymous", "cors_origins"}),
     ),
     Check(name="secret", run=machine.check_secret, needs=_DATA | {"secret_key"}),
-    Check(name="database", run=machine.check_database, needs=_DATA | {"database_url", "database_listen_url", "lease"}),
+    Check(name="database", run=machine.check_database, needs=_DATABASE | {"lease"}),
     Check(
         name=providers.NAME,
         run=providers.check_provider_state,
-        needs=_DATA | {"database_url", "database_listen_url", "providers"},
+        needs=_DATABASE | {"providers"},
     ),
     Check(name="images", run=machine.check_images, needs=_DATA | {"blob_url"}),
-    Check(name="disk", run=machine.check_disks, needs=_DATA | {"database_url", "blob_url"}),
-    Check(name="file permissions", run=file_modes.check_file_modes, needs=_DATA | {"database_url", "blob_url"}),
+    Check(name="disk", run=machine.check_disks, needs=_DATABASE | {"blob_url"}),
+    Check(name="file permissions", run=file_modes.check_file_modes, needs=_DATABASE | {"blob_url"}),
 )
 
 

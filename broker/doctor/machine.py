@@ -64,6 +64,7 @@ async def check_database(context: DoctorContext) -> Sequence[Finding]:
         except SchemaTooNew as error:
             return [failed(name, "a newer broker has used it", str(error))]
         if missing:
+            await migrate.check_ownership(opened)
             found = f"{settings.database_shown}: {len(missing)} migrations are missing"
             return [warning(name, found, "run: broker db upgrade (every start does it, too)")]
         await migrate.probe_commit(opened)

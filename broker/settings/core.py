@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PositiveInt, PrivateAttr, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, PositiveInt, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings
 
+from broker.settings.stores import StoreSettings
 from broker.settings.types import (
+    HOST_AND_PORT,
     SETTINGS_CONFIG,
     CommaSeparated,
     HttpUrl,
@@ -21,15 +23,9 @@ from broker.settings.types import (
     http_url,
     matching,
 )
-from storage.blobs.store import BlobLinks, Bucket
 from webhooks.signatures.standard import read_secret
 
 _P = TypeVar("_P", bound=PackageSettings)
-_PREFIX: Final = r"(?:(?!\.{1,2}(?:/|$))[A-Za-z0-9_.\-]+(?:/|$))*"  # obstore lists no key with an empty or dotted part
-_BUCKET: Final = rf"s3:(?://)?([a-z0-9][a-z0-9.\-]{{1,61}}[a-z0-9])?(?:/({_PREFIX}))?"
-_HOST: Final = r"(?:[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-_DSN: Final = "postgresql://user:password@host:5432/name"
-_POSTGRES: Final = r"postgres(?:ql)?://(?:[^/?#].*|[^?#]*\?.+)"
 
 
 def _check_signing_key(secret: SecretStr) -> SecretStr:
@@ -58,10 +54,6 @@ def _passwords_in(address: str) -> set[str]:
     return {unquote(parts.password or ""), dict(parse_qsl(parts.query)).get("password", "")}
 
 
-def _reveal(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
-
-
 PublicUrl = Annotated[
     str,
     http_url(
@@ -72,13 +64,6 @@ BrokerUrl = Annotated[
     str,
     http_url("use the address of a broker like https://broker.example.com, without user name or password", other=""),
 ]
-DatabaseUrl = Annotated[SecretStr, matching(rf"sqlite:///.*|{_POSTGRES}", f"use sqlite:///data/broker.db or {_DSN}")]
-ListenUrl = Annotated[SecretStr, matching(f"none|{_POSTGRES}", f"use the address of Postgres itself, {_DSN}, or none")]
-BlobUrl = Annotated[str, matching(f"file:.*|{_BUCKET}", "use file:data/blobs or s3://bucket/prefix")]
-BucketName = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9._\-]*", "use letters, digits, dots and dashes")]
-StoreUrl = Annotated[
-    str, http_url("use an address like https://s3.example.com, without user name or password", other=f"({_HOST})?")
-]
 SecretKey = Annotated[
     SecretStr | None, matching(r"(?s).{16,}", "at least 16 characters; delete the variable, and one is generated")
 ]
@@ -86,21 +71,19 @@ BearerKey = Annotated[SecretStr, matching(r"[^\s\x00-\x1f\x7f-\x9f]+", "use keys
 Origin = Annotated[
     str, matching(r"https?://[A-Za-z0-9.\-\[\]:]+", "use exact origins like https://app.example.com; * is not one")
 ]
-HostAndPort = Annotated[str, matching(_HOST, "use host or host:port, separated by commas, without http://")]
+HostAndPort = Annotated[str, matching(HOST_AND_PORT, "use host or host:port, separated by commas, without http://")]
 SigningKey = Annotated[SecretStr, AfterValidator(_check_signing_key)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
 
 
-class Settings(BaseSettings):
+class Settings(StoreSettings):
     """The configuration of one process. Secrets are printed as `**********`."""
 
     model_config = SETTINGS_CONFIG
     other_names: ClassVar[Mapping[str, str]] = {
         "WORKERS": "start `broker serve` several times on one Postgres (README, Scaling)",
-        "POSTGRES_(HOST|PORT|DB|USER|PASSWORD)": "DATABASE_URL=postgresql://user:password@host:5432/name",
-        "ALGORITHM|PWD_SCHEMES|(ACCESS|REFRESH)_TOKEN_EXPIRE_(MINUTES|DAYS)": (
-            "there are no user accounts; callers have keys (BROKER_API_KEYS)"
-        ),
+        "ALGORITHM": "tokens are random and kept in the database, so there is no algorithm to choose; remove it",
+        "PWD_SCHEMES": "passwords are always stored as argon2id, so there is no scheme to choose; remove it",
         "(NEXT_PUBLIC_)?WEBHOOK_URL|NEXT_PUBLIC_(WEBHOOK_)?BASE_URL|CALLBACK_BASE_URL": "WEBHOOK_BASE_URL",
     }
     """Names of the systems that the broker replaces, see `broker.settings.other_names`."""
@@ -110,21 +93,6 @@ class Settings(BaseSettings):
     webhook_base_url: PublicUrl = env("WEBHOOK_BASE_URL", default="")
     tunnel_api: HttpUrl = env("BROKER_TUNNEL_API", default="http://127.0.0.1:4040")
 
-    database_url: DatabaseUrl = env("DATABASE_URL", default=SecretStr(""))
-    database_listen_url: ListenUrl = env("BROKER_DATABASE_LISTEN_URL", default=SecretStr(""))
-    database_connections: int = env("BROKER_DATABASE_CONNECTIONS", default=10, ge=2, le=1000)
-    blob_url: BlobUrl = env("BROKER_BLOB_URL", default="")
-    blob_links: BlobLinks = env("BROKER_BLOB_LINKS", default="none")
-    blob_group_read: bool = env("BROKER_BLOB_GROUP_READ", default=False)
-    s3_endpoint: StoreUrl = env("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MINIO_ENDPOINT", default="")
-    s3_use_ssl: bool = env("MINIO_USE_SSL", default=False)
-    s3_region: str = env("AWS_REGION", "AWS_DEFAULT_REGION", default="us-east-1")
-    s3_access_key: SecretStr | None = env("AWS_ACCESS_KEY_ID", "MINIO_ACCESS_KEY")
-    s3_secret_key: SecretStr | None = env("AWS_SECRET_ACCESS_KEY", "MINIO_SECRET_KEY")
-    s3_session_token: SecretStr | None = env("AWS_SESSION_TOKEN")
-    s3_bucket: BucketName = env("MINIO_BUCKET", default="")
-    s3_public_url: StoreUrl = env("MINIO_PUBLIC_URL", default="")
-    data_dir: Path = env("BROKER_DATA_DIR", default=Path("data"))
     secret_key: SecretKey = env("SECRET_KEY")
 
     host: str = env("BROKER_HOST", default="127.0.0.1")
@@ -172,68 +140,6 @@ class Settings(BaseSettings):
 
     sandbox_mood: str = env("BROKER_SANDBOX_MOOD", default="")
 
-    @model_validator(mode="after")
-    def _check_bucket(self) -> Settings:
-        bucket = self.bucket
-        if bucket is None:
-            return self
-        if not bucket.name:
-            raise ValueError("BROKER_BLOB_URL names no bucket: use s3://bucket/prefix, or set MINIO_BUCKET")
-        if (bucket.access_key is None) != (bucket.secret_key is None):
-            raise ValueError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both, or none for a role")
-        if bucket.links == "public" and not bucket.public_base:
-            raise ValueError("BROKER_BLOB_LINKS is public: set MINIO_PUBLIC_URL, at which the bucket can be read")
-        return self
-
-    @property
-    def database(self) -> str:
-        """URL of the database, which may contain a password."""
-        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'broker.db'}"
-
-    @property
-    def database_shown(self) -> str:
-        """URL of the database without user, password and options."""
-        if not self.shared:
-            return self.database
-        parts = urlsplit(self.database)
-        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-    @property
-    def shared(self) -> bool:
-        """True if other machines may work on the same tasks."""
-        return re.fullmatch(_POSTGRES, self.database) is not None
-
-    @property
-    def blob_folder(self) -> Path:
-        """The folder of the images, or of the staging area of a bucket."""
-        if self.blob_url.startswith("file:"):
-            return Path(self.blob_url.removeprefix("file:"))
-        return self.data_dir / "blobs"
-
-    @property
-    def bucket(self) -> Bucket | None:
-        """The bucket of the images, or None for a folder."""
-        match = re.fullmatch(_BUCKET, self.blob_url)
-        if match is None:
-            return None
-        return Bucket(
-            name=match[1] or self.s3_bucket,
-            prefix=match[2] or "",
-            endpoint=self._with_scheme(self.s3_endpoint),
-            region=self.s3_region,
-            access_key=_reveal(self.s3_access_key),
-            secret_key=_reveal(self.s3_secret_key),
-            session_token=_reveal(self.s3_session_token),
-            links=self.blob_links,
-            public_base=self._with_scheme(self.s3_public_url),
-        )
-
-    def _with_scheme(self, address: str) -> str | None:
-        """Add the scheme to a bare host; MinIO's variables have a flag for TLS instead."""
-        if not address or "://" in address:
-            return address or None
-        return f"{'https' if self.s3_use_ssl else 'http'}://{address}"
-
     def secret_values(self) -> frozenset[str]:
         """Return every secret of these settings and of the packages, and the passwords in addresses."""
         values = {secret.get_secret_value() for settings in (self, *self._packages) for secret in _secrets_in(settings)}
@@ -251,7 +157,7 @@ class Settings(BaseSettings):
 
     @property
     def unread_variables(self) -> tuple[str, ...]:
-        """A sentence for each variable that is set under a name that the broker does not read, with its cure."""
+        """A sentence with its cure for each variable that is set, and is not read or has no effect."""
         return self._unread
 
     def with_unread(self, sentences: tuple[str, ...]) -> Settings:

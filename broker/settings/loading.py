@@ -15,7 +15,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
 from broker.settings.core import Settings
-from broker.settings.other_names import explain_unread, set_variables
+from broker.settings.other_names import explain_other_files, explain_unread, set_variables
 from broker.settings.types import PackageSettings
 
 _S = TypeVar("_S", bound=BaseSettings)
@@ -82,16 +82,11 @@ def read_settings(
     settings = read_class(Settings).with_packages(*(read_class(kind) for kind in packages))
     if not isolated:
         read = {name for kind in kinds for name in _variables(kind)}
-        names = _set_variables(env_file)
-        settings = settings.with_unread(tuple(explain_unread(names, (Settings, *packages), read)))
+        names = set_variables(env_file)
+        unread = explain_unread(names, (Settings, *packages), read)
+        files = explain_other_files(env_file, names, (Settings, *packages), read)
+        settings = settings.with_unread((*unread, *settings.explain_unused(names), *files))
     return SalvagedSettings(settings=settings, wrong=frozenset(wrong), errors=tuple(errors))
-
-
-def _set_variables(env_file: Path | None) -> set[str]:
-    try:
-        return set_variables(env_file)
-    except UnicodeDecodeError:  # reported with the values
-        return set_variables(None)
 
 
 def _variables(kind: type[BaseSettings]) -> Iterator[str]:

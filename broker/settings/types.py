@@ -15,6 +15,8 @@ T = TypeVar("T")
 SETTINGS_CONFIG: Final = SettingsConfigDict(
     env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True, case_sensitive=True
 )
+HOST_AND_PORT: Final = r"(?:[A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+"""Pattern of `host` and `host:port`."""
 
 
 def env(*names: str, default: Any = None, **limits: Any) -> Any:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-from storage.errors import NoSuchTable
+from storage.errors import ForeignTables, NoSuchTable, StorageError
 from storage.sql.database import Database, Stale, Statement
 
 _TABLE: Final = """CREATE TABLE IF NOT EXISTS migrations
     (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""
 _MARK: Final = """INSERT INTO migrations (number, name, ran_at) VALUES (:number, :name, :now)
     ON CONFLICT (number) DO NOTHING"""
+_CREATED: Final = re.compile(r"CREATE TABLE (\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,36 @@ async def created_at(database: Database) -> float:
     return float(row["created_at"]) if row and row["created_at"] is not None else float("inf")
 
 
+async def check_ownership(database: Database) -> None:
+    """Raise `ForeignTables` if a database that no broker has used has tables of our names."""
+    foreign = []
+    for name in _CREATED.findall("\n".join(sql for migration in load_migrations() for sql in migration.statements)):
+        with suppress(NoSuchTable):
+            await database.fetch(f'SELECT 1 FROM "{name}" LIMIT 1')
+            foreign.append(name)
+    with suppress(NoSuchTable):
+        await database.fetch("SELECT number FROM migrations LIMIT 1")
+        return
+    if foreign:
+        raise ForeignTables(
+            f"the database holds tables of another program ({', '.join(foreign)}), and none of the broker: create an "
+            "empty database for the broker, and name it in DATABASE_URL or POSTGRES_DB"
+        )
+
+
 async def upgrade_schema(database: Database, now: float) -> list[Migration]:
-    """Run the missing migrations; safe in several processes at once. Return those that were run here."""
+    """Run the missing migrations; safe in several processes at once. Return those that were run here.
+
+    Raises `ForeignTables` if the database belongs to another program.
+    """
+    try:
+        return await _run_missing(database, now)
+    except StorageError:
+        await check_ownership(database)
+        raise
+
+
+async def _run_missing(database: Database, now: float) -> list[Migration]:
     applied = []
     for migration in await missing_migrations(database):
         values = {"number": migration.number, "name": migration.name, "now": now}

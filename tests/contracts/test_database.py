@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import StorageError
+from storage.errors import ForeignTables, StorageError
 from storage.sql.database import Database, Stale, Statement
 from storage.sql.migrate import load_migrations, upgrade_schema
 from tests.contracts.databases import DATABASES
@@ -120,6 +120,15 @@ async def test_concurrent_upgrades_run_each_migration_once(database: Database) -
     ran = await asyncio.gather(upgrade_schema(database, 1.0), upgrade_schema(database, 1.0))
     assert sorted(m.number for part in ran for m in part) == [m.number for m in load_migrations()]
     assert await upgrade_schema(database, 2.0) == []
+
+
+async def test_tables_of_another_program_are_refused(database: Database) -> None:
+    await database.execute("CREATE TABLE users (id BIGINT PRIMARY KEY, username TEXT)")
+    with pytest.raises(ForeignTables, match=r"another program \(users\).*: create an empty database.*POSTGRES_DB"):
+        await upgrade_schema(database, 1.0)
+    assert await database.fetch("SELECT id, username FROM users") == []
+    await database.execute("DROP TABLE users")
+    assert len(await upgrade_schema(database, 1.0)) == len(load_migrations())
 
 
 async def test_closed_database_raises_a_storage_error(database: Database) -> None:

@@ -481,6 +481,14 @@ async def test_missing_and_unknown_migrations_are_found(tmp_path: Path) -> None:
     assert (status, "newer broker" in cure) == ("failed", True)
 
 
+async def test_database_of_another_program_is_found(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    async with SqliteDatabase(settings.data_dir / "broker.db") as database:
+        await database.execute("CREATE TABLE users (id INTEGER, username TEXT)")
+    status, text, cure = await get_finding(settings, "database")
+    assert (status, "another program (users)" in text, "an empty database" in cure) == ("failed", True, True)
+
+
 async def test_clock_and_secret_of_a_postgres_are_compared(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
     settings = make_settings(tmp_path, database_url=url, secret_key="the-secret-of-this-machine")

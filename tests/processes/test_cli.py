@@ -23,6 +23,7 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
+from tests.support.servers.postgres import Postgres
 from tests.support.shell import SECONDS, Shell, serving
 from tests.support.small_disk import small_disk
 from webhooks.signatures.standard import derived_key, write_secret
@@ -107,6 +108,22 @@ def test_worker_without_a_provider_key_is_an_error(shell: Shell) -> None:
     assert ended.code == 2
     assert "no provider key is set" in ended.err
     assert "broker serve" in ended.err
+
+
+@pytest.mark.anyio
+async def test_parts_of_a_postgres_are_shown_as_one_address(shell: Shell, postgres: Postgres) -> None:
+    """The database belongs to the service that the operator moves from: it is named, refused, and left as it is."""
+    url = await postgres.fresh()
+    name = url.rpartition("/")[2]
+    await postgres.execute("CREATE TABLE users (username TEXT)", name)
+    parts = {"HOST": "127.0.0.1", "PORT": str(postgres.port), "DB": name, "USER": "postgres", "PASSWORD": "hunter2:/@"}
+    ended = await anyio.to_thread.run_sync(
+        lambda: shell.run("serve", "--port", "0", **{f"POSTGRES_{part}": value for part, value in parts.items()})
+    )
+    assert (ended.code, ended.out) == (2, "")
+    assert f"Database: {url.replace('postgres@', '')}, built from POSTGRES_HOST" in ended.err
+    assert "another program (users)" in ended.err
+    assert "hunter2" not in ended.err
 
 
 def test_key_under_another_name_is_answered_by_the_start(shell: Shell) -> None:

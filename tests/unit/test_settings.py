@@ -9,7 +9,6 @@ import pytest
 from broker.bootstrap import load_settings
 from broker.errors import SettingsError
 from broker.providers.kie.settings import KieSettings
-from tests.support.variables import settings_variables
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +30,8 @@ def no_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("BROKER_CORS_ORIGINS", "*", "exact origins"),
         ("DATABASE_URL", "mysql://x", "sqlite:///"),
         ("DATABASE_URL", "mysql://user:hunter2@x", "postgresql://"),
+        ("POSTGRES_HOST", "postgresql://u:hunter2@db", "alone"),
+        ("POSTGRES_PORT", "0", "not less than 1"),
         ("BROKER_DATABASE_LISTEN_URL", "sqlite:///hunter2", "Postgres itself"),
         ("BROKER_DATABASE_CONNECTIONS", "1", "not less than 2"),
         ("BROKER_BLOB_URL", "ftp://x", "file:"),
@@ -73,12 +74,6 @@ def test_all_wrong_values_are_reported_together(monkeypatch: pytest.MonkeyPatch)
         load_settings()
 
 
-MOVERS = """GOOGLE_API_KEY GEMINI_API_KEY DATABASE_URL REQUEST_TIMEOUT_SECONDS MAX_CONNECTIONS RATE_LIMIT_PER_MINUTE
-    WORKERS NANO_BANANA_API_URL NANO_BANANA_API_KEY WEBHOOK_BASE_URL KIE_API_KEY NEXT_PUBLIC_MAX_FILE_SIZE
-    POSTGRES_HOST POSTGRES_PORT POSTGRES_DB POSTGRES_USER POSTGRES_PASSWORD MINIO_ENDPOINT MINIO_ACCESS_KEY
-    MINIO_SECRET_KEY MINIO_BUCKET MINIO_USE_SSL MINIO_PUBLIC_URL SECRET_KEY ALGORITHM ACCESS_TOKEN_EXPIRE_MINUTES
-    REFRESH_TOKEN_EXPIRE_DAYS PWD_SCHEMES REPLICATE_API_TOKEN MAX_WORKERS MAX_CONCURRENT_GENERATIONS""".split()
-"""Variables of the systems whose users move to the broker."""
 OTHER_NAMES = {
     "FAL_API_KEY": "FAL_KEY",
     "FAL_KEY_ID": "FAL_KEY",
@@ -105,7 +100,6 @@ OTHER_NAMES = {
     "KIEAI_API_KEY": "NANO_BANANA_API_KEY",
     "KIE_BASE_URL": "NANO_BANANA_API_URL",
     "KIE_WEBHOOK_SECRET": "NANO_BANANA_WEBHOOK_KEY",
-    "POSTGRES_HOST": "DATABASE_URL",
     "NEXT_PUBLIC_BASE_URL": "WEBHOOK_BASE_URL",
     "BROKER_PROVIDER": "BROKER_PROVIDERS",
 }
@@ -126,7 +120,7 @@ def test_variable_under_another_name_is_answered(
 
 
 def test_variable_whose_replacement_is_set_needs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POSTGRES_PASSWORD", "hunter2")
+    monkeypatch.setenv("POSTGRES_PASSWORD", "hunter2")  # compose gives it to Postgres
     monkeypatch.setenv("FAL_API_KEY", "hunter2")
     Path(".env").write_text("DATABASE_URL=postgresql://u:hunter2@db/broker\nFAL_KEY=hunter2\n")
     assert load_settings().unread_variables == ()
@@ -137,15 +131,6 @@ def test_other_variables_need_no_answer(monkeypatch: pytest.MonkeyPatch, name: s
     """Neither those of other programs, nor those that are empty."""
     monkeypatch.setenv(name, "" if name == "FAL_API_KEY" else "x")
     assert load_settings().unread_variables == ()
-
-
-@pytest.mark.parametrize("name", MOVERS)
-def test_variable_of_a_mover_works_or_is_answered(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    if name in settings_variables():
-        return
-    monkeypatch.setenv(name, "30")
-    (sentence,) = load_settings().unread_variables
-    assert sentence.startswith(f"{name} is not read: ")
 
 
 def test_misspelt_variable_of_the_broker_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
