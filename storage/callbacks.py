@@ -112,10 +112,16 @@ class Callbacks:
         provider: str | None = None,
     ) -> list[CallbackRecord]:
         """Return one page, newest first; before: (received_at, id) of the last row of the previous page."""
-        only = {"task_id": task_id, "verification": verification, "provider": provider}
-        source = "callbacks WHERE TRUE"
         return await fetch_page(
-            self.database, CallbackRecord, source, moment="received_at", before=before, limit=limit, **only
+            self.database,
+            CallbackRecord,
+            "callbacks WHERE TRUE",
+            moment="received_at",
+            before=before,
+            limit=limit,
+            task_id=task_id,
+            verification=verification,
+            provider=provider,
         )
 
     async def has_accepted(self, task_id: str, attempt: int) -> bool:

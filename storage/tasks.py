@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from storage.accounts.scope import Scope
 from storage.ids import owner_key
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, from_row, in_clause, insert_row, set_clause, to_columns
@@ -175,11 +176,13 @@ class Tasks:
         sql = "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id"
         return await fetch_as(self.database, Task, sql, batch=batch)
 
-    async def list_newest(self, *, status: str | None, limit: int, before: tuple[float, str] | None) -> list[Task]:
+    async def list_newest(
+        self, scope: Scope, *, status: str | None, limit: int, before: tuple[float, str] | None
+    ) -> list[Task]:
         """Return one page, newest first; before: (created_at, id) of the last task of the previous page."""
         shown = STATUS_FILTERS[status] if status else "state <> 'expired'"
         return await fetch_page(
-            self.database, Task, f"tasks WHERE {shown}", moment="created_at", before=before, limit=limit
+            self.database, Task, f"tasks WHERE {shown}", moment="created_at", before=before, limit=limit, scope=scope
         )
 
     async def count_by_state(self, states: Sequence[TaskState] = tuple(TaskState)) -> dict[str, int]:

@@ -23,6 +23,7 @@ from broker.api.http.endpoint import (
     Parameter,
     SuccessResponse,
     json_success,
+    principal_of,
 )
 from broker.api.http.query import EMPTY, ParsedText, QueryModel
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, DataResponse, data_response, etag_matches
@@ -132,7 +133,7 @@ class ImageRoutes:
     async def _metadata(self, request: Request, kind: Kind) -> Response:
         """Return the metadata. It needs a key: names of images are in public pages, prompts are not."""
         image = await self._find(request.path_params["name"], kind)
-        tasks = await self.queries.get_image_tasks(image)
+        tasks = await self.queries.get_image_tasks(image, principal_of(request).scope)
         if not tasks:
             raise _not_found()
         return data_response(self.presenter.image_metadata(image, tasks))

@@ -38,6 +38,7 @@ from broker.orders import (
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
+from storage.accounts.scope import Scope
 from storage.batches import Batches
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
@@ -202,12 +203,12 @@ class OrderService:
             "routes": [route.to_column() for route in plan.routes],
         }
 
-    async def failed_request(self, task_id: str) -> tuple[str, OrderRequest]:
+    async def failed_request(self, task_id: str, scope: Scope) -> tuple[str, OrderRequest]:
         """Return caller and request of a failed task, to be created again; while that runs it is one new task.
 
         Raises `ApiError("conflict")` for a task that did not fail, or whose image is paid and may still arrive.
         """
-        task = await self._last_retry(await self.queries.get(task_id))
+        task = await self._last_retry(await self.queries.get(task_id, scope))
         if task.status not in {"failed", "canceled"}:
             which = "this one" if task.id == task_id else f"its last retry, {task.id},"
             raise ApiError("conflict", f"Only a failed or canceled task can be tried again: {which} is {task.status}.")

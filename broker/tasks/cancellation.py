@@ -11,6 +11,7 @@ from broker.providers.pool import ProviderPool
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
+from storage.accounts.scope import Scope
 from storage.states import TaskState
 from storage.tasks import Task
 
@@ -23,24 +24,24 @@ class TaskCanceler:
     transitions: Transitions
     pools: Mapping[str, ProviderPool]
 
-    async def cancel_task(self, task_id: str) -> Task:
+    async def cancel_task(self, task_id: str, scope: Scope) -> Task:
         """Return the canceled task. Raises `ApiError("conflict")` if it has ended or its image is being downloaded."""
-        task = await self.queries.get(task_id)
+        task = await self.queries.get(task_id, scope)
         if task.has_ended:
             raise ApiError("conflict", f"This task has ended: it is {task.status}.")
         await self.transitions.apply_own(task, lifecycle.cancel, is_leased=False)
-        task = await self.queries.get(task_id)
+        task = await self.queries.get(task_id, scope)
         if task.state != TaskState.CANCELED:
             raise ApiError("conflict", f"This task cannot be canceled any more: it is {task.status}.")
         await self._cancel_at_provider(task)
         return task
 
-    async def cancel_batch(self, batch_id: str) -> list[Task]:
+    async def cancel_batch(self, batch_id: str, scope: Scope) -> list[Task]:
         """Cancel each task that can be canceled, and return all. Raises `ApiError("conflict")` if there was none."""
         canceled = 0
-        for task in await self.queries.get_batch(batch_id):
+        for task in await self.queries.get_batch(batch_id, scope):
             try:
-                await self.cancel_task(task.id)
+                await self.cancel_task(task.id, scope)
             except ApiError as error:
                 if error.code != "conflict":
                     raise
@@ -48,7 +49,7 @@ class TaskCanceler:
                 canceled += 1
         if not canceled:
             raise ApiError("conflict", "No task of this batch can be canceled any more.")
-        return await self.queries.get_batch(batch_id)
+        return await self.queries.get_batch(batch_id, scope)
 
     async def _cancel_at_provider(self, task: Task) -> None:
         pool = self.pools.get(task.provider)

@@ -8,6 +8,7 @@ from broker.errors import ApiError
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
+from storage.accounts.scope import Scope
 from storage.tables import Tables
 
 
@@ -19,13 +20,13 @@ class TaskDeleter:
     transitions: Transitions
     tables: Tables
 
-    async def delete_task(self, task_id: str) -> None:
+    async def delete_task(self, task_id: str, scope: Scope) -> None:
         """Delete an ended task; nothing of it is shown any more. Raises `ApiError("conflict")` for an unfinished one.
 
         The rows are gone at once, the files with the next step of retention, which is due now. References stay for as
         long as another task of their request needs them.
         """
-        task = await self.queries.get(task_id)
+        task = await self.queries.get(task_id, scope)
         if not task.has_ended:
             raise ApiError("conflict", f"This task has not ended: it is {task.status}. Cancel it first.")
         await self.transitions.apply(

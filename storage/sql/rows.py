@@ -9,6 +9,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
+from storage.accounts.scope import EVERYTHING, Scope
 from storage.sql.database import Database, Row, Statement
 
 T = TypeVar("T")
@@ -90,12 +91,13 @@ async def fetch_page(
     moment: str,
     before: tuple[float, str] | None,
     limit: int,
+    scope: Scope = EVERYTHING,
     **only: Any,
 ) -> list[T]:
     """Return one page, newest first.
 
-    source: table and conditions, `callbacks WHERE …`. moment: column of the order. before: moment and id of the last
-    row of the previous page. only: values that columns must have; None for any.
+    source: table and conditions, `callbacks WHERE …`. scope: on the column `caller`. moment: column of the order.
+    before: moment and id of the last row of the previous page. only: values that columns must have; None for any.
     """
     at, last = before or (9e18, "")
     wanted = {name: value for name, value in only.items() if value is not None}
@@ -104,9 +106,11 @@ async def fetch_page(
         kind,
         f"""SELECT {", ".join(f'"{field.name}"' for field in fields(cast("Any", kind)))} FROM {source}
             {"".join(f"AND {name} = :{name} " for name in wanted)}AND ({moment}, id) < (:at, :last)
+            AND {scope.condition("caller")}
             ORDER BY {moment} DESC, id DESC LIMIT :limit""",
         at=at,
         last=last,
         limit=limit,
         **wanted,
+        **scope.params,
     )

@@ -91,7 +91,7 @@ async def test_costs_by_day_are_the_default(broker: ApiBroker) -> None:
     [
         ("model", [("nano-banana", 3, 0.06, "credits"), ("nano-banana-pro", 1, 0.0, None)]),
         ("provider", [("kie", 3, 0.06, "credits"), ("legacy", 1, 0.0, None)]),
-        ("user", [("ann", 1, 0.04, "credits"), ("local", 3, 0.02, None)]),
+        ("user", [("ann", 1, 0.04, "credits"), ("house:local", 3, 0.02, None)]),
     ],
 )
 async def test_costs_by_model_provider_and_user(broker: ApiBroker, by: str, rows: list[Any]) -> None:

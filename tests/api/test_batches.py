@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from storage.accounts.scope import EVERYTHING
 from storage.states import TaskState
 from tests.support.api import NEVER, ApiBroker, open_api, png
 from tests.support.brokers import open_broker
@@ -79,7 +80,7 @@ async def test_batch_status_follows_from_its_tasks(tmp_path: Path, states: list[
 async def test_wait_ends_with_the_last_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await batch_of(broker, DONE, WAITING, WAITING)
-        one, other = [await broker.services.queries.get(f"task_{number:032x}") for number in (2, 3)]
+        one, other = [await broker.services.queries.get(f"task_{number:032x}", EVERYTHING) for number in (2, 3)]
         poll = asyncio.create_task(broker.client.get(f"/api/batch/{BATCH}?wait=30"))
         for task in (one, other):
             assert not poll.done()
@@ -142,7 +143,7 @@ async def test_retry_of_a_failed_task_is_a_new_task_with_the_same_order(tmp_path
         assert answer.status_code == 202
         second = answer.json()["taskId"]
         assert answer.headers["location"] == f"/api/task/{second}"
-        tasks = [await broker.services.queries.get(task_id) for task_id in (first, second)]
+        tasks = [await broker.services.queries.get(task_id, EVERYTHING) for task_id in (first, second)]
         params = [(t.prompt, t.model, t.mode, t.aspect_ratio, t.resolution, len(t.references)) for t in tasks]
         assert params[0] == params[1]
         assert tasks[0].references[0]["sha256"] == tasks[1].references[0]["sha256"]
@@ -156,7 +157,7 @@ async def test_retry_stays_at_the_provider_that_the_order_named(tmp_path: Path) 
         first = (await broker.client.post(CREATE, json=order)).json()["taskId"]
         await broker.client.delete(f"/api/task/{first}")
         second = (await broker.client.post(f"/api/task/{first}/retry")).json()["taskId"]
-        task = await broker.services.queries.get(second)
+        task = await broker.services.queries.get(second, EVERYTHING)
         assert (task.provider, task.candidates) == ("wavespeed", ("wavespeed",))
 
 

@@ -18,6 +18,7 @@ from broker.ordering.drafts import BatchDetails, PlannedOrder
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
+from storage.accounts.scope import EVERYTHING
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
 from storage.sql.database import Statement
@@ -63,7 +64,7 @@ async def test_batch_of_different_orders_fits_as_a_whole_or_not_at_all(brokers: 
     async def order_batch(images: int) -> int:
         requests = [replace(FOX, params=ImageParams(prompt=f"fox {number}")) for number in range(images)]
         orders = [PlannedOrder(request=one, plan=await services.orders.plan(one)) for one in requests]
-        return len((await services.orders.create_together("local", orders, details)).tasks)
+        return len((await services.orders.create_together("house:local", orders, details)).tasks)
 
     with pytest.raises(ApiError) as raised:
         await order_batch(IMAGES + 1)
@@ -166,7 +167,7 @@ async def test_orders_and_ends_at_the_same_time_keep_the_sum(brokers: tuple[Serv
 
     async def cancel(number: int) -> None:
         with suppress(ApiError):  # canceled by the other broker
-            await brokers[number % 2].canceler.cancel_task(tasks[number // 2].id)
+            await brokers[number % 2].canceler.cancel_task(tasks[number // 2].id, EVERYTHING)
 
     async def order(number: int) -> None:
         try:

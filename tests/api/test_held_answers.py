@@ -16,6 +16,7 @@ import pytest
 from anyio import to_thread
 
 from broker.sandbox.engine import Options
+from storage.accounts.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +41,7 @@ async def hang_up(broker: RunningBroker, prompt: str, *, read: int = 0, **header
             assert len(await to_thread.run_sync(connection.recv, read, socket.MSG_WAITALL)) == read
             await asyncio.sleep(0.02)  # the rest of the answer arrives
             return
-        while not await broker.services.queries.list_newest(status=None, limit=1, before=None):  # noqa: ASYNC110
+        while not await broker.services.queries.list_newest(EVERYTHING, status=None, limit=1, before=None):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -28,7 +28,7 @@ async def a_result(broker: ApiBroker) -> StoredImage:
     return await broker.add_image(task.id, png())
 
 
-async def a_file(broker: ApiBroker, caller: str = "local") -> str:
+async def a_file(broker: ApiBroker, caller: str = "house:local") -> str:
     return (await broker.services.files.store(caller, _bytes(png()), FileDetails())).id
 
 
@@ -82,7 +82,7 @@ async def test_image_that_is_gone_is_refused_with_a_cure(tmp_path: Path) -> None
         image, file, foreign = await a_result(broker), await a_file(broker), await a_file(broker, "somebody else")
         without_bytes = await broker.add_image("task_" + "d" * 32, png(), position=1)
         await broker.services.blobs.delete(without_bytes.owner)
-        await broker.services.files.delete("local", file)
+        await broker.services.files.delete("house:local", file)
         gone = [f"/v1/files/{file}", f"/v1/files/{foreign}", f"/uploads/references/{image.name}"]
         for url in [*gone, f"/uploads/images/{without_bytes.name}", "/uploads/images/generated_0.png"]:
             for more in ({}, {"dryRun": True}):
@@ -99,7 +99,7 @@ async def test_repeated_order_is_joined_after_its_file_is_deleted(tmp_path: Path
         order = {"prompt": "x", "imageUrls": [f"http://{HOST}/v1/files/{file}"]}
         headers = {"Idempotency-Key": "order-1"}
         first = await broker.client.post(CREATE, json=order, headers=headers)
-        await broker.services.files.delete("local", file)
+        await broker.services.files.delete("house:local", file)
         again = await broker.client.post(CREATE, json=order, headers=headers)
         assert (first.status_code, again.text) == (202, first.text)
         other = {**order, "imageUrls": [f"/v1/files/{await a_file(broker)}"]}

@@ -38,7 +38,7 @@ def new_task(provider: str = NO_PROVIDER) -> Task:
     return Task(
         id=name,
         batch=name,
-        caller="local",
+        caller="house:local",
         due_at=now,
         provider=provider,
         model="nano-banana",

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from broker.sandbox.engine import Options
+from storage.accounts.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.emulators import broker_before
 from tests.support.samples import encoded, picture
@@ -101,7 +102,7 @@ async def test_options_reach_a_provider_that_has_them_and_may_be_written_out(bro
     ]
     for answer in answers:
         decoded(answer)
-        task = await broker.services.queries.get(answer.headers["x-request-id"])
+        task = await broker.services.queries.get(answer.headers["x-request-id"], EVERYTHING)
         assert dict(task.params) == sent
     for job in await broker.provider_jobs():
         assert sent.items() <= job["request"]["config"].items()

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from broker.api.dialects.fal.targets import read_target
 from broker.sandbox.engine import Options
+from storage.accounts.scope import EVERYTHING
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.receiver import Message, receiving
@@ -234,7 +235,7 @@ async def test_run_that_does_not_start_in_time_is_canceled(tmp_path: Path) -> No
 
     async with open_broker(tmp_path, options=QUICK, api_keys=(SecretStr(KEY),), creates_per_10s=1) as broker:
         await with_sdk(broker, use)
-        (task,) = await broker.services.queries.list_newest(status="canceled", limit=10, before=None)
+        (task,) = await broker.services.queries.list_newest(EVERYTHING, status="canceled", limit=10, before=None)
         assert (task.prompt, len(await broker.provider_jobs())) == ("a blue fox", 1)
 
 
@@ -270,7 +271,7 @@ async def test_ignored_fields_and_headers_are_named(broker: RunningBroker) -> No
     answer = await broker.client.post(f"/fal/{APP}", json=body, headers=headers)
     assert answer.headers["x-ignored"] == "seed, safety_tolerance, x-fal-request-timeout, x-fal-no-retry"
     assert answer.headers["x-should-retry"] == "false"
-    assert (await broker.services.queries.get(answer.json()["request_id"])).priority == 0
+    assert (await broker.services.queries.get(answer.json()["request_id"], EVERYTHING)).priority == 0
 
 
 async def test_error_about_countless_fields_is_short(broker: RunningBroker) -> None:

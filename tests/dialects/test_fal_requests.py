@@ -13,6 +13,7 @@ from broker.clock import SystemClock
 from broker.orders import ImageParams, OrderRequest
 from broker.sandbox.engine import Options
 from broker.services import Services
+from storage.accounts.scope import EVERYTHING
 from storage.deliveries import Delivery
 from tests.support.brokers import create_tasks, open_broker, still
 from tests.support.servers import postgres as servers
@@ -46,9 +47,9 @@ async def end_together(services: Services) -> None:
     )
     tasks = await create_tasks(services, request)
     before = len(await written(services))
-    await services.canceler.cancel_task(tasks[0].id)
+    await services.canceler.cancel_task(tasks[0].id, EVERYTHING)
     assert len(await written(services)) == before
-    await asyncio.gather(*(services.canceler.cancel_task(task.id) for task in tasks[1:]))
+    await asyncio.gather(*(services.canceler.cancel_task(task.id, EVERYTHING) for task in tasks[1:]))
     events = await written(services)
     assert len(events) == before + 1
     body: dict[str, Any] = json.loads(events[0].body)
@@ -71,9 +72,9 @@ async def test_deleted_image_does_not_stop_the_others(tmp_path: Path, is_last_de
     async with still(tmp_path, SystemClock(), callback_allow=("example.com",)) as services:
         tasks = await create_tasks(services, request)
         deleted, other = reversed(tasks) if is_last_deleted else tasks
-        await services.canceler.cancel_task(deleted.id)
-        await services.deleter.delete_task(deleted.id)
-        assert (await services.canceler.cancel_task(other.id)).status == "canceled"
+        await services.canceler.cancel_task(deleted.id, EVERYTHING)
+        await services.deleter.delete_task(deleted.id, EVERYTHING)
+        assert (await services.canceler.cancel_task(other.id, EVERYTHING)).status == "canceled"
         (event,) = await written(services)
         body = json.loads(event.body)
         assert (body["request_id"], body["payload"]["detail"][0]["type"]) == (tasks[0].id, "client_cancelled")

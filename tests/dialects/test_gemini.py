@@ -25,6 +25,7 @@ from broker.api.http.endpoint import Dialect
 from broker.api.shared.held_answers import HeldAnswers
 from broker.sandbox.engine import Options
 from broker.services import Services
+from storage.accounts.scope import EVERYTHING
 from tests.dialects.matrix import KEY, base_url
 from tests.support.brokers import RunningBroker, open_broker
 
@@ -160,7 +161,7 @@ async def test_image_from_an_image_by_the_asynchronous_sdk(broker: RunningBroker
     client.close()
     (sent,) = await jobs_of(broker, "a noisy fox")
     assert len(sent["image_urls"]) == 1
-    task = await broker.services.queries.get(answer.response_id or "")
+    task = await broker.services.queries.get(answer.response_id or "", EVERYTHING)
     assert [one["size"] for one in task.references] == [len(out.getvalue())]
 
 
@@ -174,7 +175,7 @@ async def test_chat_by_the_sdk_gives_a_provider_without_memory_the_image_and_the
     first, second = await call(sdk_for(broker), talk)
     (sent,) = await jobs_of(broker, "make it blue")
     assert len(sent["image_urls"]) == 1
-    made, used = await broker.get_task(first), await broker.services.queries.get(second)
+    made, used = await broker.get_task(first), await broker.services.queries.get(second, EVERYTHING)
     assert used.references[0]["sha256"] == made["results"][0]["sha256"]
     assert [turn["role"] for turn in used.turns] == ["user", "model", "user"]
 

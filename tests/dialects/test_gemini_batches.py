@@ -19,6 +19,7 @@ from standardwebhooks.webhooks import Webhook
 
 from broker.notifications.signing import signing_keys
 from broker.sandbox.engine import Options
+from storage.accounts.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.samples import encoded
 from tests.support.servers.receiver import Message, Receiver, receiving
@@ -164,7 +165,7 @@ async def test_answers_stay_in_their_places_when_one_is_deleted(broker: RunningB
     items = [asked(f"a fox in place {number}") | {"metadata": {"place": str(number)}} for number in range(3)]
     name = (await create(broker, *items)).json()["name"]
     await ended(broker, name)
-    tasks = await broker.services.queries.get_batch(name.replace("batches/", "batch_"))
+    tasks = await broker.services.queries.get_batch(name.replace("batches/", "batch_"), EVERYTHING)
     for deleted in (tasks[0], tasks[2]):
         authorized = {"Authorization": f"Bearer {KEY}"}
         assert (await broker.client.delete(f"/api/task/{deleted.id}", headers=authorized)).status_code == 204
@@ -282,7 +283,7 @@ async def test_webhook_about_a_batch_outlives_its_tasks(broker: RunningBroker, r
     webhook = {"uris": [receiver.server.url("/outlives")]}
     name = (await create(broker, asked("a short-lived fox"), webhookConfig=webhook)).json()["name"]
     (message,) = await announced(receiver, name, 1)
-    (task,) = await broker.services.queries.get_batch(name.replace("batches/", "batch_"))
+    (task,) = await broker.services.queries.get_batch(name.replace("batches/", "batch_"), EVERYTHING)
     authorized = {"Authorization": f"Bearer {KEY}"}
     assert (await broker.client.delete(f"/api/task/{task.id}", headers=authorized)).status_code == 204
     assert (await broker.client.get(f"/api/deliveries/{message.id}", headers=authorized)).status_code == 200

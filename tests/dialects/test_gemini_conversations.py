@@ -22,6 +22,7 @@ from broker.errors import ApiError
 from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart, UrlReference
 from broker.providers.registry import load_catalog
 from broker.sandbox.dialects.gemini.routes import SIGNATURE
+from storage.accounts.scope import EVERYTHING
 from storage.images import StoredImage
 from tests.dialects.matrix import KEY, base_url
 from tests.support.brokers import RunningBroker
@@ -202,7 +203,7 @@ async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: Run
         assert answer.parts
         first, second = answer.parts
         assert (first.text, second.thought_signature) == ("Here is your image.", base64.b64decode(SIGNATURE))
-    last = await broker.services.queries.get(answers[-1].response_id or "")
+    last = await broker.services.queries.get(answers[-1].response_id or "", EVERYTHING)
     assert (len(last.references), last.prompt) == (2, "make it green")
     signatures = [part.get("signature") for turn in last.turns for part in turn["parts"] if "reference" in part]
     assert signatures == [SIGNATURE, SIGNATURE]
@@ -250,7 +251,7 @@ async def test_odd_parts_beside_the_image_do_not_hide_it(broker: RunningBroker) 
     path, body = f"/v1beta/models/{PRO}:generateContent", {"contents": [user(text("an odd fox"))]}
     first = await broker.client.post(path, json=body, headers=headers)
     assert first.status_code == 200, first.text
-    (task,) = await broker.services.tables.tasks.list_newest(status=None, limit=1, before=None)
+    (task,) = await broker.services.tables.tasks.list_newest(EVERYTHING, status=None, limit=1, before=None)
     turn = json.loads(task.turn or "")
     (made,) = [part for part in turn["parts"] if "inlineData" in part]
     odd = [{"inlineData": "x"}, {"inlineData": {"data": ["x"]}}, {"text": 5}, {"text": "fine", "thoughtSignature": 5}]

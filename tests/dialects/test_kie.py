@@ -275,7 +275,7 @@ CHANGED = {"provider_auth": "provider_unavailable", "canceled": "provider_reject
 @pytest.mark.parametrize("code", sorted(TASK_CODES))
 def test_reason_of_a_failure_is_understood_by_a_broker_in_front(code: str) -> None:
     task = Task(
-        id="task_1", batch="batch_1", caller="local", due_at=0, provider="kie", model="nano-banana-2", mode="",
+        id="task_1", batch="batch_1", caller="house:local", due_at=0, provider="kie", model="nano-banana-2", mode="",
         prompt="", deadline_at=0, created_at=0, updated_at=0, entered_at=0, ended_at=1, state=TaskState.FAILED,
         error_code=code,
     )  # fmt: skip

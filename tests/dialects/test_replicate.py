@@ -25,6 +25,7 @@ from replicate.webhook import Webhooks, WebhookSigningSecret, WebhookValidationE
 
 from broker.api.dialects.replicate.routes import wait_seconds
 from broker.sandbox.engine import Options
+from storage.accounts.scope import EVERYTHING
 from storage.ids import new_batch_id, new_task_id
 from storage.sql.database import Statement
 from storage.states import TaskState
@@ -168,7 +169,7 @@ async def test_pages_follow_each_other(broker: RunningBroker) -> None:
     ended: dict[str, Any] = {"state": TaskState.CANCELED, "ended_at": now, "due_at": now + 3600, "deadline_at": now}
     moments: dict[str, Any] = {"created_at": now, "updated_at": now, "entered_at": now}
     tasks = [
-        Task(id=new_task_id(), batch=new_batch_id(), caller="local", provider="kie", model="nano-banana",
+        Task(id=new_task_id(), batch=new_batch_id(), caller="house:local", provider="kie", model="nano-banana",
              mode="text-to-image", prompt="a canceled fox", **ended, **moments)
         for _ in range(100)
     ]  # fmt: skip
@@ -243,7 +244,7 @@ async def test_secrets_and_long_names_are_not_kept(broker: RunningBroker) -> Non
         "openai_api_key": "[REDACTED]",
         "mask": "https://a.example/m.png",
     }
-    task = await broker.services.queries.get(answer.json()["id"])
+    task = await broker.services.queries.get(answer.json()["id"], EVERYTHING)
     assert "5ec2e7" not in str(task)
     long = "x" * 101
     for version in (f"{long}/nano-banana", f"{MODEL}:{long}"):

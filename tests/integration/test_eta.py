@@ -17,6 +17,7 @@ from broker.sandbox.engine import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up
+from storage.accounts.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.api.test_api_tasks import NOTHING_KNOWN, get_data, parsed
@@ -260,9 +261,9 @@ async def test_new_provider_state_updates_the_task_and_a_repeated_one_does_not(
     steps = quiet.worker.steps
     for stage, percent, is_new in (("waiting", None, True), ("waiting", None, False), ("generating", 40.0, True)):
         clock.advance(60)
-        before = await quiet.queries.get(task.id)
+        before = await quiet.queries.get(task.id, EVERYTHING)
         await steps.transitions.apply_report(before, Pending(job_id="job", stage=stage, percent=percent), 0)
-        row = await quiet.queries.get(task.id)
+        row = await quiet.queries.get(task.id, EVERYTHING)
         assert (row.provider_state, row.provider_percent) == (stage, percent)
         assert (row.updated_at == clock.now()) is is_new
         assert row.version == before.version + 1  # the next check is stored in any case
@@ -271,7 +272,7 @@ async def test_new_provider_state_updates_the_task_and_a_repeated_one_does_not(
 async def test_stream_sends_the_provider_state(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(job_id="job")
-        async with aclosing(broker.services.queries.changes(task.id)) as changes:
+        async with aclosing(broker.services.queries.changes(task.id, EVERYTHING)) as changes:
             words = [(await anext(changes)).provider_state]
             await broker.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
@@ -285,7 +286,7 @@ async def test_times_are_stored_for_later_estimates(quiet: Services, clock: Manu
     await add(quiet, task)
     clock.advance(17)
     await quiet.worker.steps.transitions.apply_report(task, Finished(outputs=("https://a/1",), job_id="job"), 0)
-    row = await quiet.queries.get(task.id)
+    row = await quiet.queries.get(task.id, EVERYTHING)
     assert (row.state, row.sent_at, row.finished_at, row.entered_at) == (TaskState.FETCHING, NOW, NOW + 17, NOW + 17)
 
 

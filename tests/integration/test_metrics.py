@@ -21,6 +21,7 @@ from broker.orders import ImageParams, OrderRequest
 from broker.reports import Failed, Finished, Pending
 from broker.services import Services
 from broker.tasks import lifecycle
+from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
 from storage.states import TaskState
 from storage.tasks import Task
@@ -163,7 +164,7 @@ async def test_unclassified_error_is_counted_once_and_logged_without_its_text(qu
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
     (line,) = [line for line in logs if line["action"] == "unclassified_provider_error"]
     assert (line["provider_code"], "flux is cold" in str(logs)) == ("FLUX", False)
-    row = await quiet.queries.get(task.id)
+    row = await quiet.queries.get(task.id, EVERYTHING)
     assert (row.error_code, row.error_detail, row.provider_code) == ("provider_error", "the flux is cold", "FLUX")
 
 
@@ -188,7 +189,8 @@ async def test_end_is_counted_once_and_late_image_separately(quiet: Services, cl
     labels = {"model": "nano-banana", "outcome": "download_failed"}
     assert value(quiet.metrics, "broker_task_seconds_sum", **labels) == 90
     await steps.transitions.apply_own(
-        await quiet.queries.get(task.id), lambda row, now, policy: lifecycle.downloaded(row, now, policy, 1, [])
+        await quiet.queries.get(task.id, EVERYTHING),
+        lambda row, now, policy: lifecycle.downloaded(row, now, policy, 1, []),
     )
     assert value(quiet.metrics, "broker_late_results_total", model="nano-banana") == 1
     assert value(quiet.metrics, "broker_task_attempts_count") == 1
@@ -200,7 +202,7 @@ async def test_progress_report_does_not_restart_the_time_in_a_state(quiet: Servi
     await quiet.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="generating"), 1)
     clock.advance(10)
     await quiet.worker.steps.transitions.apply_report(
-        await quiet.queries.get(task.id), Finished(outputs=("https://a/1",), job_id="job"), 1
+        await quiet.queries.get(task.id, EVERYTHING), Finished(outputs=("https://a/1",), job_id="job"), 1
     )
     assert value(quiet.metrics, "broker_state_seconds_sum", state="waiting") == 20
 

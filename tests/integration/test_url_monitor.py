@@ -19,6 +19,7 @@ from broker.callbacks.url_monitor import REFRESH_SECONDS, REVERIFY_SECONDS
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
+from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.states import TaskState
@@ -343,7 +344,7 @@ async def test_task_ends_although_its_callback_cannot_arrive(tmp_path: Path) -> 
             await broker.services.url_monitor.refresh()
             task_id = await broker.create_task("a red bicycle [mood:slow:1]")
             async for _ in broker.poll_task(task_id):
-                state = (await broker.services.queries.get(task_id)).state
+                state = (await broker.services.queries.get(task_id, EVERYTHING)).state
                 if state not in {TaskState.QUEUED, TaskState.SUBMITTING}:  # a submission keeps waiting for its callback
                     break
             (job,) = await broker.provider_jobs()

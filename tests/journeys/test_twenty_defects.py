@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from storage.accounts.scope import EVERYTHING
 from storage.callbacks import CallbackRecord
 from tests.support.brokers import RunningBroker, open_broker
 
@@ -98,7 +99,7 @@ async def test_03_04_05_a_market_callback_is_understood(slow_broker: RunningBrok
 
 async def result_url(broker: RunningBroker, task_id: str) -> str:
     """Return the provider's URL of the result of a task."""
-    task = await broker.services.queries.get(task_id)
+    task = await broker.services.queries.get(task_id, EVERYTHING)
     return task.outputs[0]
 
 
@@ -196,7 +197,7 @@ async def test_13_the_provider_does_not_wait_for_our_download(slow_broker: Runni
     await slow_broker.wait_end(task_id)
     (job,) = await slow_broker.provider_jobs()
     (call,) = job["callbacks"]
-    task = await slow_broker.services.queries.get(task_id)
+    task = await slow_broker.services.queries.get(task_id, EVERYTHING)
     assert call["status"] == 200
     assert task.ended_at is not None
     assert task.ended_at - call["at"] > 1
@@ -247,7 +248,7 @@ async def test_17_the_name_of_an_upload_means_nothing(broker: RunningBroker) -> 
         data={"prompt": "x"},
         files={"image": ("../../evil.html", buffer.getvalue(), "text/html")},
     )
-    task = await broker.services.queries.get(answer.json()["taskId"])
+    task = await broker.services.queries.get(answer.json()["taskId"], EVERYTHING)
     served = await broker.client.get(f"/uploads/references/{task.references[0]['name']}")
     assert re.fullmatch(r"reference_[0-9a-f]{32}\.jpg", task.references[0]["name"])
     assert served.headers["content-type"] == "image/jpeg"

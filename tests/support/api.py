@@ -255,7 +255,7 @@ def a_task(now: float, **changes: Any) -> Task:
     values: dict[str, Any] = {
         "id": task_id,
         "batch": task_id.replace("task_", "batch_"),
-        "caller": "local",
+        "caller": "house:local",
         "state": TaskState.WAITING,
         "due_at": NEVER,
         "provider": "kie",

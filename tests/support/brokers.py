@@ -161,4 +161,4 @@ def one_account(name: str, provider: Any) -> dict[str, ProviderPool]:
 
 
 async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
-    return (await services.orders.create("local", request, await services.orders.plan(request))).tasks
+    return (await services.orders.create("house:local", request, await services.orders.plan(request))).tasks

@@ -45,7 +45,7 @@ def a_task(state: TaskState = TaskState.QUEUED, **changes: Any) -> Task:
     values: dict[str, Any] = {
         "id": "task_1",
         "batch": "task_1",
-        "caller": "local",
+        "caller": "house:local",
         "state": state,
         "due_at": NOW,
         "provider": "kie",

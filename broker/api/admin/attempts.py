@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import Endpoint, Parameter, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.responses import DataResponse, data_response
 from broker.errors import TASK_CODES
 from broker.orders import USD_DIGITS
@@ -84,7 +84,7 @@ class AttemptRoutes:
 
         With the reason why each provider was or was not chosen.
         """
-        task = await self.queries.get(request.path_params["id"])
+        task = await self.queries.get(request.path_params["id"], principal_of(request).oversight)
         attempts = await self.attempts.list_of_task(task.id)
         return data_response(
             TaskAttempts.from_object(

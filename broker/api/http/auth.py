@@ -99,13 +99,13 @@ class Authenticator:
     async def authenticate(self, request: HTTPConnection) -> Principal | None:
         """Return the principal of a request, or None. Does not read the body.
 
-        A key counts before a cookie, and a wrong one is not replaced by anything else. Raises `ApiError`: unauthorized
+        A key counts before a cookie. A wrong one leaves the trust in direct calls, because SDKs cannot send none. Raises `ApiError`: unauthorized
         for a disabled account, forbidden for a cookie that another web site made the browser send.
         """
         offered = self._offered_keys(request)
-        if offered:
-            return await self._find_by_key(offered)
-        cookie = read_session_cookie(request)
+        if offered and (principal := await self._find_by_key(offered)) is not None:
+            return principal
+        cookie = None if offered else read_session_cookie(request)
         if cookie is not None and (principal := await self.credentials.find_by_cookie(cookie)) is not None:
             self._require_own_page(request)
             return principal

@@ -12,6 +12,7 @@ from broker.i18n import Language
 from broker.presenter import Progress, TaskData, TaskPresenter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
+from storage.accounts.scope import CAPABILITY
 from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20
@@ -50,7 +51,7 @@ class TaskCache:
         if entry is not None and entry.version == version and now < entry.fresh_until:
             self._entries.move_to_end((task_id, language))
             return entry.response
-        task = await self.queries.get(task_id)
+        task = await self.queries.get(task_id, CAPABILITY)
         progress = await self.eta.estimate(task)
         document = data_document(await self._present(task, language, progress))
         response = CachedResponse.from_document(document, ended=task.has_ended)

@@ -51,6 +51,7 @@ from broker.presenter import TaskData
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.queries import TaskQueries
+from storage.accounts.scope import CAPABILITY
 from storage.tasks import Task
 
 PING_SECONDS: Final = 15
@@ -130,7 +131,7 @@ class TaskRoutes:
         Canceled tasks, too. Repeated calls return the same new task until that has ended. 409 for a task that did not
         fail, one whose retry did not, and one whose paid image is still being downloaded.
         """
-        caller, order = await self.orders.failed_request(request.path_params["id"])
+        caller, order = await self.orders.failed_request(request.path_params["id"], principal_of(request).oversight)
         plan = await self.orders.plan(order)
         created = await self.orders.create(caller, order, plan)
         return self._accepted(created, plan, list(plan.ignored), requested_language(request))
@@ -145,7 +146,7 @@ class TaskRoutes:
         """
         task_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await wait_while_connected(request, self.queries.wait(task_id), seconds)
+            await wait_while_connected(request, self.queries.wait(task_id, CAPABILITY), seconds)
         return (await self.cache.response(task_id, requested_language(request))).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
@@ -156,7 +157,7 @@ class TaskRoutes:
         task_id, language = request.path_params["id"], requested_language(request)
         current = await self.cache.response(task_id, language)
         last = request.headers.get("last-event-id")
-        if last == _event_id(current.tag) and (await self.queries.get(task_id)).has_ended:
+        if last == _event_id(current.tag) and (await self.queries.get(task_id, CAPABILITY)).has_ended:
             return Response(status_code=204)  # the only response after which a browser does not reconnect
         return _TaskStream(
             self._events(task_id, language, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}
@@ -164,7 +165,7 @@ class TaskRoutes:
 
     async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
         with suppress(ApiError):  # deleted during the stream: the next request gets the error
-            async with aclosing(self.queries.changes(task_id)) as changes:
+            async with aclosing(self.queries.changes(task_id, CAPABILITY)) as changes:
                 async for _ in changes:
                     current = await self.cache.response(task_id, language)
                     if _event_id(current.tag) != last:
@@ -174,7 +175,9 @@ class TaskRoutes:
     async def list_tasks(self, request: Request) -> Response:
         """List tasks, newest first."""
         query = TaskListQuery.read(request)
-        tasks = await self.queries.list_newest(status=query.status, limit=query.limit + 1, before=query.cursor)
+        tasks = await self.queries.list_newest(
+            principal_of(request).scope, status=query.status, limit=query.limit + 1, before=query.cursor
+        )
         page, next_cursor = split_page(tasks, query.limit, lambda task: (task.created_at, task.id))
         language = requested_language(request)
         data = [await self.cache.task_data(task, language) for task in page]
@@ -185,12 +188,12 @@ class TaskRoutes:
 
         With `cancelOnly` nothing is deleted: 409 for a task that has ended.
         """
-        task_id = request.path_params["id"]
-        is_cancel = DeletionQuery.read(request).cancel_only or not (await self.queries.get(task_id)).has_ended
+        task_id, scope = request.path_params["id"], principal_of(request).oversight
+        is_cancel = DeletionQuery.read(request).cancel_only or not (await self.queries.get(task_id, scope)).has_ended
         if not is_cancel:
-            await self.deleter.delete_task(task_id)
+            await self.deleter.delete_task(task_id, scope)
             return Response(status_code=204)
-        task = await self.canceler.cancel_task(task_id)
+        task = await self.canceler.cancel_task(task_id, scope)
         return data_response(await self.cache.task_data(task, requested_language(request)))
 
     # -- batches
@@ -199,8 +202,8 @@ class TaskRoutes:
         """Get all tasks of one request."""
         batch_id = request.path_params["id"]
         if seconds := PollQuery.read(request).wait:
-            await wait_while_connected(request, self.queries.wait_for_batch(batch_id), seconds)
-        tasks = await self.queries.get_batch(batch_id)
+            await wait_while_connected(request, self.queries.wait_for_batch(batch_id, CAPABILITY), seconds)
+        tasks = await self.queries.get_batch(batch_id, CAPABILITY)
         document = data_document(await self._present_batch(batch_id, tasks, requested_language(request)))
         ended = all(task.has_ended for task in tasks)
         return CachedResponse.from_document(document, ended=ended).respond(request)
@@ -211,7 +214,7 @@ class TaskRoutes:
         Those that have not ended, and whose image is not being downloaded.
         """
         batch_id = request.path_params["id"]
-        tasks = await self.canceler.cancel_batch(batch_id)
+        tasks = await self.canceler.cancel_batch(batch_id, principal_of(request).oversight)
         return data_response(await self._present_batch(batch_id, tasks, requested_language(request)))
 
     async def _present_batch(self, batch_id: str, tasks: Sequence[Task], language: Language) -> BatchData:

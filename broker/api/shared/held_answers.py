@@ -30,6 +30,7 @@ from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.tasks.queries import TaskQueries
+from storage.accounts.scope import EVERYTHING
 from storage.errors import StorageError
 from storage.tasks import Task
 
@@ -66,7 +67,7 @@ class _LateAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedOrder:
-    """A durable order, without anything of its request."""
+    """A durable order, without anything of its request. It belongs to the caller that is answered."""
 
     batch: str
     tasks: tuple[str, ...]
@@ -190,7 +191,7 @@ class HeldAnswers:
         is_pollable: an answer before the end names the order, and the client polls it; then the time is also over when
         the server stops. Raises `ApiError` when the server stops, and `ClientDisconnect`.
         """
-        ending = await wait_while_connected(request, self.queries.wait_for_batch(placed.batch), seconds)
+        ending = await wait_while_connected(request, self.queries.wait_for_batch(placed.batch, EVERYTHING), seconds)
         if ending == "left":
             mark_unfinished(request)
             raise ClientDisconnect
@@ -215,7 +216,7 @@ class HeldAnswers:
 
     async def ended_tasks(self, placed: PlacedOrder) -> list[Task]:
         """Return the tasks of an order, in order."""
-        return await self.queries.get_batch(placed.batch)
+        return await self.queries.get_batch(placed.batch, EVERYTHING)
 
     async def _trickle(self, request: Request, placed: PlacedOrder, late: _LateAnswer) -> AsyncIterator[bytes]:
         """Yield blank lines until the order has ended, then its response, or its failure as `render_late` shows it."""

@@ -64,6 +64,7 @@ CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
 -- jobs that occupy a slot at the provider
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
 CREATE INDEX tasks_newest ON tasks (created_at, id);
+CREATE INDEX tasks_newest_of_caller ON tasks (caller, created_at, id);
 CREATE INDEX tasks_batch ON tasks (batch);
 -- what callers keep beyond retention
 CREATE INDEX tasks_pinned ON tasks (caller) WHERE pinned_at IS NOT NULL;

@@ -73,7 +73,7 @@ class ImageRoutes:
 
     async def get_image(self, request: Request) -> Response:
         """Get an image."""
-        task = await self.queries.get(request.path_params["id"])
+        task = await self.queries.get(request.path_params["id"], principal_of(request).scope)
         return json_response((await self._job(task)).to_document())
 
     async def _job(self, task: Task) -> ImageJob:

@@ -8,7 +8,7 @@ from typing import Annotated
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import Endpoint, json_success
+from broker.api.http.endpoint import Endpoint, json_success, principal_of
 from broker.api.http.query import QueryModel, one_of_text
 from broker.api.http.responses import json_response
 from broker.errors import ApiError
@@ -54,6 +54,7 @@ class NewestRoute:
     async def get_newest(self, request: Request) -> Response:
         """Get the newest task."""
         query = NewestQuery.read(request)
-        for task in await self.queries.list_newest(status=query.status, limit=1, before=None):
+        scope = principal_of(request).scope
+        for task in await self.queries.list_newest(scope, status=query.status, limit=1, before=None):
             return json_response(NewestTask(id=task.id, status=task.status).to_document())
         raise ApiError("task_not_found", "No task has this status.")

@@ -21,6 +21,7 @@ from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.tasks import lifecycle
+from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
@@ -91,7 +92,7 @@ class Day:
         request = OrderRequest(params=ImageParams(prompt=f"order {next(self.world.numbers)}"))
         try:
             plan = await self.services.orders.plan(request)
-            (task,) = (await self.services.orders.create("local", request, plan)).tasks
+            (task,) = (await self.services.orders.create("house:local", request, plan)).tasks
         except ApiError as error:
             assert (error.code, used + self.share > self.limit) == ("quota_exceeded", True)
         else:
@@ -192,7 +193,7 @@ async def reserved_of(stage: Stage, task: Task) -> int | None:
 async def test_late_report_corrects_what_an_ended_task_holds(stage: Stage, end: str, amount: int) -> None:
     """Until then the price stays reserved: a canceled job may be billed."""
     task = await stage.order(0)
-    await stage.services.canceler.cancel_task(task.id)
+    await stage.services.canceler.cancel_task(task.id, EVERYTHING)
     assert await reserved_of(stage, task) == PRICE
     (job,) = stage.world.jobs
     job.succeed()
@@ -233,7 +234,7 @@ async def test_late_success_after_an_unknown_outcome_is_settled_before_the_downl
 async def test_task_that_was_never_submitted_releases_its_reservation(stage: Stage) -> None:
     task = await stage.create()
     assert await reserved_of(stage, task) == PRICE
-    await stage.services.canceler.cancel_task(task.id)
+    await stage.services.canceler.cancel_task(task.id, EVERYTHING)
     assert await reserved_of(stage, task) == 0
 
 

@@ -24,6 +24,7 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
+from storage.accounts.scope import EVERYTHING
 from storage.deliveries import Deliveries, Delivery, DeliveryStatus
 from storage.errors import StorageError
 from storage.images import StoredImage
@@ -65,7 +66,7 @@ class Scene:
     async def ended(self) -> Task:
         """One that was canceled just now."""
         task = await self.order()
-        return await self.services.canceler.cancel_task(task.id)
+        return await self.services.canceler.cancel_task(task.id, EVERYTHING)
 
     async def turn(self) -> None:
         await turn(self.services)
@@ -229,7 +230,7 @@ async def test_unreachable_receiver_is_retried(scene: Scene) -> None:
         fetcher = Fetcher(allow=[gone.host])
         services.worker.deliverer.fetcher = fetcher
         task = await calling_with(scene, fetcher).order(gone.url)
-    await services.canceler.cancel_task(task.id)
+    await services.canceler.cancel_task(task.id, EVERYTHING)
     await scene.turn()
     delivery = await scene.delivery()
     assert (delivery.outcome, delivery.reason, delivery.last_status) == (DeliveryStatus.PENDING, "ConnectError", None)
@@ -381,7 +382,7 @@ async def test_repeated_transaction_delivers_one_webhook(
         return Doubtful(sqlite_path(chosen.database))
 
     async with open_services(settings, clock=clock, open_database=open_doubtful) as services:
-        await services.canceler.cancel_task(task.id)
+        await services.canceler.cancel_task(task.id, EVERYTHING)
         await turn(services)
         (delivery,) = await services.tables.deliveries.list_newest(limit=10)
         assert (delivery.outcome, delivery.attempts) == (DeliveryStatus.DELIVERED, 1)
@@ -397,7 +398,7 @@ async def test_slow_receiver_does_not_delay_others(tmp_path: Path) -> None:
             services.worker.deliverer.timeout_seconds = 0.3
             for url in (*[slow.url] * 2 * CONCURRENCY, quick.url):
                 request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
-                await services.canceler.cancel_task((await create_tasks(services, request))[0].id)
+                await services.canceler.cancel_task((await create_tasks(services, request))[0].id, EVERYTHING)
             working = asyncio.create_task(services.worker.run())
             await until(lambda: _has_received(quick))
             assert slow.server.connections <= 2 * HOST_CONCURRENCY
@@ -506,7 +507,7 @@ async def fail(services: Services, task: Task) -> None:
 
 
 async def cancel(services: Services, task: Task) -> None:
-    await services.canceler.cancel_task(task.id)
+    await services.canceler.cancel_task(task.id, EVERYTHING)
 
 
 async def fail_early_and_for_good(services: Services, task: Task) -> None:
@@ -556,7 +557,7 @@ async def test_every_end_is_delivered_once_with_the_body_of_a_poll(
         await asyncio.gather(*(scene.services.worker.deliverer.deliver(d) for d in await _claimed(scene.services)))
         assert sorted(receiver.types) == sorted(events)
         if events:
-            row = await scene.services.queries.get(task.id)
+            row = await scene.services.queries.get(task.id, EVERYTHING)
             poll = (await task_cache(scene.services).task_data(row, "en")).to_document()
             (last,) = [m.document for m in receiver.received if m.document["type"] == f"task.{poll['status']}"]
             later = {"updatedAt": None}  # a task that failed early may have changed since
@@ -570,7 +571,7 @@ async def _claimed(services: Services) -> list[Delivery]:
 
 async def test_task_without_callback_url_has_no_webhook(scene: Scene) -> None:
     (task,) = await create_tasks(scene.services, OrderRequest(params=ImageParams(prompt="a red bicycle")))
-    await scene.services.canceler.cancel_task(task.id)
+    await scene.services.canceler.cancel_task(task.id, EVERYTHING)
     assert await scene.services.tables.deliveries.list_newest(limit=10) == []
 
 
@@ -627,13 +628,13 @@ async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url:
     orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
     request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
     plan = await orders.plan(request)
-    for attempt in (orders.create("local", request, plan), orders.dry_run("local", request, plan)):
+    for attempt in (orders.create("house:local", request, plan), orders.dry_run("house:local", request, plan)):
         with pytest.raises(ApiError) as refused:
             await attempt
         assert (refused.value.code, refused.value.field) == ("invalid_request", "callbackUrl")
         assert "https://" in refused.value.message, "the cure"
         assert "word" not in refused.value.message
-    assert await scene.services.queries.list_newest(status=None, limit=5, before=None) == []
+    assert await scene.services.queries.list_newest(EVERYTHING, status=None, limit=5, before=None) == []
 
 
 @pytest.mark.parametrize("bad", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1"], ["64:ff9b::a00:1"]])
@@ -670,7 +671,7 @@ async def test_name_that_changes_to_a_private_address_is_not_called(scene: Scene
     fetcher = Fetcher(resolve=names, backend=network, exemption="BROKER_CALLBACK_ALLOW")
     scene.services.worker.deliverer.fetcher = fetcher
     task = await calling_with(scene, fetcher).order("http://hooks.example.com/x")
-    await scene.services.canceler.cancel_task(task.id)
+    await scene.services.canceler.cancel_task(task.id, EVERYTHING)
     for pause in RETRY_SCHEDULE[:2]:
         await scene.turn()
         delivery = await scene.delivery()
@@ -690,7 +691,7 @@ async def test_blocked_url_in_a_row_is_not_called(scene: Scene, url: str) -> Non
     await scene.services.database.execute(
         "UPDATE tasks SET callback_url = :url, version = version + 1 WHERE id = :id", url=url, id=task.id
     )
-    await scene.services.canceler.cancel_task(task.id)
+    await scene.services.canceler.cancel_task(task.id, EVERYTHING)
     await scene.turn()
     delivery = await scene.delivery()
     assert network.dialled == []

@@ -29,6 +29,7 @@ from broker.providers.base import ProviderContext, ProviderPackage, ResultSink
 from broker.reports import Failed, Finished, Pending, Report
 from broker.services import Services
 from broker.settings.types import PackageSettings
+from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
 from storage.states import TaskState
 from storage.tasks import Lease, Task
@@ -262,7 +263,9 @@ class History:
     async def play(self) -> Task:
         await self._reset()
         request = OrderRequest(params=ImageParams(prompt=f"history {next(self.world.numbers)}"))
-        (task,) = (await self.services.orders.create("local", request, await self.services.orders.plan(request))).tasks
+        (task,) = (
+            await self.services.orders.create("house:local", request, await self.services.orders.plan(request))
+        ).tasks
         self.task_id = task.id
         for _ in range(len(self.world.script.choices)):
             await self._do_something()
@@ -290,7 +293,7 @@ class History:
                 await self.call_back(pick(*called))
             case "cancel" if pick(False, False, True):
                 with contextlib.suppress(ApiError):  # it has ended
-                    await self.services.canceler.cancel_task(self.task_id)
+                    await self.services.canceler.cancel_task(self.task_id, EVERYTHING)
             case "pause":
                 name, limits = pick(*NAMES), self.services.tables.provider_limits
                 statements = pick([limits.pause_provider(name, self.clock.now())], limits.resume_provider(name))
@@ -402,7 +405,9 @@ class Stage:
 
     async def create(self, provider: str | None = None) -> Task:
         request = OrderRequest(params=ImageParams(prompt="a red bicycle"), provider=provider)
-        (task,) = (await self.services.orders.create("local", request, await self.services.orders.plan(request))).tasks
+        (task,) = (
+            await self.services.orders.create("house:local", request, await self.services.orders.plan(request))
+        ).tasks
         return task
 
     async def work(self, task: Task) -> Task:

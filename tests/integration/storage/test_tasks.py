@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt, Attempts
 from storage.batches import Batches, StoredBatch
 from storage.callbacks import Callbacks, StoredCallback
@@ -83,7 +84,7 @@ def a_task(number: int = 1, **changes: Any) -> Task:
     values: dict[str, Any] = {
         "id": task_id,
         "batch": task_id.replace("task_", "batch_"),
-        "caller": "local",
+        "caller": "house:local",
         "due_at": NOW,
         "provider": "kie",
         "key_id": "default",
@@ -308,7 +309,7 @@ async def test_pages_contain_every_task_once(database: Any, status: str | None) 
     rows = await add(database, *tasks)
     seen: list[Task] = []
     before: tuple[float, str] | None = None
-    while page := await rows.list_newest(status=status, limit=7, before=before):
+    while page := await rows.list_newest(EVERYTHING, status=status, limit=7, before=before):
         seen += page
         before = (page[-1].created_at, page[-1].id)
     expected = [task for task in tasks if status is None or task.status == status]
@@ -525,7 +526,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.get_by_job("job")
     await rows.list_of_batch(task.batch)
     for status in (None, *STATUS_FILTERS):
-        await rows.list_newest(status=status, limit=5, before=(NOW, "task"))
+        await rows.list_newest(EVERYTHING, status=status, limit=5, before=(NOW, "task"))
     await Attempts(database).list_of_task(task.id)
     await Attempts(database).get(task.id, 1)
     assert await Attempts(database).count_ended("kie", "default", NOW) == {}

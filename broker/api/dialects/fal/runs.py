@@ -16,6 +16,7 @@ from broker.api.dialects.fal.targets import FalTarget
 from broker.api.shared.held_answers import HeldAnswers, PlacedOrder
 from broker.errors import ApiError
 from broker.tasks.cancellation import TaskCanceler
+from storage.accounts.scope import EVERYTHING
 from storage.tasks import Task
 
 
@@ -48,7 +49,7 @@ class FalRuns:
         if any(task.status != "pending" for task in await self.held.ended_tasks(placed)):
             return
         try:
-            await self.canceler.cancel_batch(placed.batch)
+            await self.canceler.cancel_batch(placed.batch, EVERYTHING)
         except ApiError as error:
             if error.code != "conflict":
                 raise

@@ -38,6 +38,7 @@ from broker.ordering.drafts import BatchDetails, naming_order
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.tasks.cancellation import TaskCanceler
+from storage.accounts.scope import EVERYTHING
 from storage.batches import Batches, StoredBatch
 from storage.tasks import Task
 
@@ -170,7 +171,7 @@ class GeminiBatchRoutes:
         _, tasks = await self._read(request)
         for task in tasks:
             try:
-                await self.canceler.cancel_task(task.id)
+                await self.canceler.cancel_task(task.id, principal_of(request).scope)
             except ApiError as error:
                 if error.code != "conflict":
                     raise
@@ -196,7 +197,7 @@ class GeminiBatchRoutes:
     async def _find_tasks(self, batch: StoredBatch) -> Sequence[Task]:
         """Return the tasks of a batch; none once they are expired."""
         try:
-            return await self.orders.queries.get_batch(batch.id)
+            return await self.orders.queries.get_batch(batch.id, EVERYTHING)
         except ApiError:
             return []
 

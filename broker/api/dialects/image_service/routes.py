@@ -22,7 +22,7 @@ from broker.api.dialects.image_service.schemas import (
     Status,
 )
 from broker.api.http.addresses import own_base_url
-from broker.api.http.endpoint import Endpoint, Parameter, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.request_body import MAX_JSON_BYTES, read_json_model
 from broker.api.http.responses import json_response, requested_language
 from broker.api.shared.held_answers import ORDER_ERRORS, HeldAnswers, PlacedOrder
@@ -115,13 +115,15 @@ class ImageServiceRoutes:
 
     async def get_generation(self, request: Request) -> Response:
         """Get an image in the way of the image service."""
-        task = await self.queries.get(request.path_params["id"])
+        task = await self.queries.get(request.path_params["id"], principal_of(request).scope)
         return json_response((await self._present(request, task)).to_document())
 
     async def list_generations(self, request: Request) -> Response:
         """List images in the way of the image service."""
         query = ImageServiceListQuery.read(request)
-        tasks = await self.queries.list_newest(status=None, limit=query.offset + query.limit + 1, before=None)
+        tasks = await self.queries.list_newest(
+            principal_of(request).scope, status=None, limit=query.offset + query.limit + 1, before=None
+        )
         page = tasks[query.offset : query.offset + query.limit]
         listed = ImageServiceList(
             generations=[await self._present(request, task) for task in page],
@@ -137,11 +139,12 @@ class ImageServiceRoutes:
     async def delete_generation(self, request: Request) -> Response:
         """Cancel an image, or delete one that is finished, in the way of the image service."""
         task_id, language = request.path_params["id"], requested_language(request)
-        if (await self.queries.get(task_id)).has_ended:
-            await self.deleter.delete_task(task_id)
+        scope = principal_of(request).scope
+        if (await self.queries.get(task_id, scope)).has_ended:
+            await self.deleter.delete_task(task_id, scope)
             key = "deleted"
         else:
-            await self.canceler.cancel_task(task_id)
+            await self.canceler.cancel_task(task_id, scope)
             key = "canceled"
         deleted = ImageServiceDeleted(message=self.messages.get(key, language), image_id=task_id)
         return json_response(deleted.to_document())

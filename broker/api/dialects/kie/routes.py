@@ -20,7 +20,7 @@ from broker.api.dialects.kie.schemas import (
     KieTaskId,
 )
 from broker.api.http.addresses import own_base_url
-from broker.api.http.endpoint import Endpoint, json_success
+from broker.api.http.endpoint import Endpoint, json_success, principal_of
 from broker.api.http.request_body import read_json_model
 from broker.api.http.responses import json_response
 from broker.api.shared.held_answers import HeldAnswers, PlacedOrder
@@ -99,7 +99,7 @@ class KieJobRoutes:
         task_id = KieRecordQuery.read(request).task_id
         if task_id is None:
             return error_answer(400, "taskId parameter is required")
-        task = await self.queries.get(task_id)
+        task = await self.queries.get(task_id, principal_of(request).scope)
         images = await self.queries.get_results(task)
         record = build_record(task, images, own_base_url(request, self.public_base()), self.messages)
         return json_response(KieRecordAnswer(code=SUCCESS_CODE, msg=SUCCESS_MESSAGE, data=record).to_document())

@@ -26,7 +26,8 @@ from broker.callbacks.public_url import PublicAddress
 from broker.errors import ApiError
 from broker.presenter import Absent, OneOf
 from broker.tasks.queries import TaskQueries
-from storage.ids import BATCH_ID, TASK_ID
+from storage.accounts.scope import EVERYTHING
+from storage.ids import TASK_ID
 from storage.tasks import Task
 
 _PREFIX: Final = "imgtask_"
@@ -116,7 +117,7 @@ class AsyncTasks:
 
     async def accept(self, placed: PlacedOrder, *, is_preferred: bool = False) -> Response:
         """Return the response to an order whose client polls. is_preferred: because it said so by `Prefer`."""
-        task = (await self.queries.get_batch(placed.batch))[0]
+        task = (await self.queries.get_batch(placed.batch, EVERYTHING))[0]
         task_id = _PREFIX + placed.batch.removeprefix("batch_")
         poll_url = f"/v1/images/tasks/{task_id}"
         document = self._state(task_id, [task], "processing", poll_url=poll_url)
@@ -144,15 +145,11 @@ class AsyncTasks:
 
     async def _find(self, request: Request) -> list[Task]:
         """Return the tasks of an id. Raises `ApiError`, also for those of another caller."""
-        task_id = request.path_params["id"]
+        task_id, scope = request.path_params["id"], principal_of(request).scope
         if TASK_ID.fullmatch(task_id):
-            tasks = [await self.queries.get(task_id)]
-        else:
-            batch = f"batch_{task_id.removeprefix(_PREFIX)}" if task_id.startswith(_PREFIX) else task_id
-            tasks = await self.queries.get_batch(batch) if BATCH_ID.fullmatch(batch) else []
-        if not tasks or any(task.caller != principal_of(request).owner for task in tasks):
-            raise ApiError("task_not_found", "There is no task with this id, or another key ordered it.")
-        return tasks
+            return [await self.queries.get(task_id, scope)]
+        batch = f"batch_{task_id.removeprefix(_PREFIX)}" if task_id.startswith(_PREFIX) else task_id
+        return await self.queries.get_batch(batch, scope)
 
     def _state(self, task_id: str, tasks: Sequence[Task], status: str, **more: Any) -> dict[str, Any]:
         last = max(task.ended_at or task.created_at for task in tasks)

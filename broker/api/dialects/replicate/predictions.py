@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.api.http.addresses import own_base_url
+from broker.api.http.endpoint import principal_of
 from broker.api.http.responses import json_response
 from broker.api.shared.inline_images import data_uri, image_json
 from broker.errors import ApiError
 from broker.notifications.formats.replicate import PredictionOrigin, PredictionPresenter, ReplicatePrediction
 from broker.tasks.queries import TaskQueries
+from storage.accounts.scope import EVERYTHING
 from storage.blobs.store import BlobStore
 from storage.images import StoredImage
 from storage.tasks import Task
@@ -46,7 +48,7 @@ class PredictionAnswers:
         SDKs open an output that is an https URL or a data URI, and leave any other text as it is, so the images are in
         the response where the broker is reached over plain HTTP.
         """
-        tasks = await self.list_tasks(await self.queries.get(task_id))
+        tasks = await self.list_tasks(await self.queries.get(task_id, principal_of(request).scope))
         images, base_url = await self._list_images(tasks), self.base_for(request)
         prediction = self.presenter.make_prediction(tasks, images, base_url, is_new=is_new)
         document = prediction.to_document()
@@ -57,10 +59,10 @@ class PredictionAnswers:
         return image_json(document, self.blobs, status=status, headers=headers)
 
     async def list_tasks(self, task: Task) -> list[Task]:
-        """Return the tasks of the prediction to which a task belongs."""
+        """Return the tasks of the prediction to which a task belongs; they have one owner."""
         if PredictionOrigin.of_task(task).images == 1:
             return [task]
-        return await self.queries.get_batch(task.batch)
+        return await self.queries.get_batch(task.batch, EVERYTHING)
 
     async def list_page(self, request: Request, tasks: Sequence[Task]) -> list[ReplicatePrediction]:
         """Return the predictions of a page of tasks, with URLs; one of several tasks comes with its first."""

@@ -22,7 +22,7 @@ from broker.api.dialects.replicate.schemas import (
     ReplicateWebhookSecret,
     make_source,
 )
-from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success
+from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success, principal_of
 from broker.api.http.pagination import split_page
 from broker.api.http.request_body import read_json_model
 from broker.api.http.responses import json_response
@@ -169,10 +169,10 @@ class PredictionRoutes:
 
         One that has ended, or whose image is being downloaded, stays as it is.
         """
-        task_id = request.path_params["id"]
-        for task in await self.answers.list_tasks(await self.queries.get(task_id)):
+        task_id, scope = request.path_params["id"], principal_of(request).scope
+        for task in await self.answers.list_tasks(await self.queries.get(task_id, scope)):
             try:
-                await self.canceler.cancel_task(task.id)
+                await self.canceler.cancel_task(task.id, scope)
             except ApiError as error:
                 if error.code != "conflict":
                     raise
@@ -184,7 +184,9 @@ class PredictionRoutes:
         The orders of all dialects are among them.
         """
         query = ReplicateListQuery.read(request)
-        tasks = await self.queries.list_newest(status=None, limit=PAGE_LENGTH + 1, before=query.cursor)
+        tasks = await self.queries.list_newest(
+            principal_of(request).scope, status=None, limit=PAGE_LENGTH + 1, before=query.cursor
+        )
         page, cursor = split_page(tasks, PAGE_LENGTH, lambda task: (task.created_at, task.id))
         results = await self.answers.list_page(request, page)
         address = f"{self.answers.base_for(request)}/v1/predictions?cursor={cursor}" if cursor else None
