@@ -99,8 +99,9 @@ class Authenticator:
     async def authenticate(self, request: HTTPConnection) -> Principal | None:
         """Return the principal of a request, or None. Does not read the body.
 
-        A key counts before a cookie. A wrong one leaves the trust in direct calls, because SDKs cannot send none. Raises `ApiError`: unauthorized
-        for a disabled account, forbidden for a cookie that another web site made the browser send.
+        A key counts before a cookie. A wrong one leaves the trust in direct calls, because SDKs cannot send none.
+        Raises `ApiError`: unauthorized for a disabled account, forbidden for a cookie that another web site made the
+        browser send.
         """
         offered = self._offered_keys(request)
         if offered and (principal := await self._find_by_key(offered)) is not None:

@@ -394,6 +394,9 @@ async def test_thousands_of_notifications_at_once_all_arrive(postgres: Postgres)
             subscription.__exit__(None, None, None)
 
 
+KEY = "key-of-the-probe-0123456789"
+
+
 async def test_readiness_follows_the_database(tmp_path: Path) -> None:
     with servers.running() as server:
         url = await server.fresh()
@@ -401,7 +404,9 @@ async def test_readiness_follows_the_database(tmp_path: Path) -> None:
         def open_with_short_timeout(_: Settings) -> PostgresDatabase:
             return PostgresDatabase(url, retry_seconds=0.5)
 
-        async with open_broker(tmp_path, database_url=url, open_database=open_with_short_timeout) as broker:
+        given = {"database_url": url, "open_database": open_with_short_timeout, "api_keys": (KEY,)}
+        async with open_broker(tmp_path, **given) as broker:
+            broker.client.headers["authorization"] = f"Bearer {KEY}"
             assert (await broker.client.get("/ready")).status_code == 200
             server.stop("immediate")
             answer = await broker.client.get("/ready")
