@@ -404,7 +404,7 @@ async def test_readiness_follows_the_database(tmp_path: Path) -> None:
         def open_with_short_timeout(_: Settings) -> PostgresDatabase:
             return PostgresDatabase(url, retry_seconds=0.5)
 
-        given = {"database_url": url, "open_database": open_with_short_timeout, "api_keys": (KEY,)}
+        given: Any = {"database_url": url, "open_database": open_with_short_timeout, "api_keys": (KEY,)}
         async with open_broker(tmp_path, **given) as broker:
             broker.client.headers["authorization"] = f"Bearer {KEY}"
             assert (await broker.client.get("/ready")).status_code == 200
