@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.accounts.scope import EVERYTHING, HOUSE, Scope
 from storage.ids import HOUSE_PREFIX, USER_ID
+from storage.sql.scope import EVERYTHING, HOUSE, Scope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.accounts.scope import Scope
 from storage.ids import owner_key
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, from_row, in_clause, insert_row, set_clause, to_columns
+from storage.sql.scope import Scope
 from storage.states import ENDED_STATUSES, STATUS_FILTERS, TaskState, public_status
 
 DUE_CHANNEL = "due"

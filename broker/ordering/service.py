@@ -38,13 +38,13 @@ from broker.orders import (
 from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import Scope
 from storage.batches import Batches
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
 from storage.ids import new_batch_id, reference_owner
 from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale, Statement
+from storage.sql.scope import Scope
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks
 

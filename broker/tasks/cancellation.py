@@ -11,7 +11,7 @@ from broker.providers.pool import ProviderPool
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
-from storage.accounts.scope import Scope
+from storage.sql.scope import Scope
 from storage.states import TaskState
 from storage.tasks import Task
 

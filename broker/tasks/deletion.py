@@ -8,7 +8,7 @@ from broker.errors import ApiError
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
-from storage.accounts.scope import Scope
+from storage.sql.scope import Scope
 from storage.tables import Tables
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.errors import ApiError
-from storage.accounts.scope import Scope
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
+from storage.sql.scope import Scope
 from storage.states import TaskState
 from storage.tasks import Task, Tasks, task_channel
 

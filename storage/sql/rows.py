@@ -9,8 +9,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
-from storage.accounts.scope import EVERYTHING, Scope
 from storage.sql.database import Database, Row, Statement
+from storage.sql.scope import EVERYTHING, Scope
 
 T = TypeVar("T")
 

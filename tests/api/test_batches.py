@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from tests.support.api import NEVER, ApiBroker, open_api, png
 from tests.support.brokers import open_broker

@@ -18,10 +18,10 @@ from broker.ordering.drafts import BatchDetails, PlannedOrder
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
-from storage.accounts.scope import EVERYTHING
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
 from storage.sql.database import Statement
+from storage.sql.scope import EVERYTHING
 from tests.support.api import open_api
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock

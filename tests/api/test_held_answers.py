@@ -16,7 +16,7 @@ import pytest
 from anyio import to_thread
 
 from broker.sandbox.engine import Options
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 
 pytestmark = pytest.mark.anyio

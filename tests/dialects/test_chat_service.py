@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from broker.sandbox.engine import Options
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.emulators import broker_before
 from tests.support.samples import encoded, picture

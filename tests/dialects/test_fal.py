@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from broker.api.dialects.fal.targets import read_target
 from broker.sandbox.engine import Options
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.servers.receiver import Message, receiving

@@ -13,8 +13,8 @@ from broker.clock import SystemClock
 from broker.orders import ImageParams, OrderRequest
 from broker.sandbox.engine import Options
 from broker.services import Services
-from storage.accounts.scope import EVERYTHING
 from storage.deliveries import Delivery
+from storage.sql.scope import EVERYTHING
 from tests.support.brokers import create_tasks, open_broker, still
 from tests.support.servers import postgres as servers
 from tests.support.servers.receiver import receiving

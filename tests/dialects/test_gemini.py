@@ -25,7 +25,7 @@ from broker.api.http.endpoint import Dialect
 from broker.api.shared.held_answers import HeldAnswers
 from broker.sandbox.engine import Options
 from broker.services import Services
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from tests.dialects.matrix import KEY, base_url
 from tests.support.brokers import RunningBroker, open_broker
 

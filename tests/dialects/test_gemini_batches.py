@@ -19,7 +19,7 @@ from standardwebhooks.webhooks import Webhook
 
 from broker.notifications.signing import signing_keys
 from broker.sandbox.engine import Options
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.samples import encoded
 from tests.support.servers.receiver import Message, Receiver, receiving

@@ -22,8 +22,8 @@ from broker.errors import ApiError
 from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart, UrlReference
 from broker.providers.registry import load_catalog
 from broker.sandbox.dialects.gemini.routes import SIGNATURE
-from storage.accounts.scope import EVERYTHING
 from storage.images import StoredImage
+from storage.sql.scope import EVERYTHING
 from tests.dialects.matrix import KEY, base_url
 from tests.support.brokers import RunningBroker
 from tests.support.emulators import broker_before

@@ -25,9 +25,9 @@ from replicate.webhook import Webhooks, WebhookSigningSecret, WebhookValidationE
 
 from broker.api.dialects.replicate.routes import wait_seconds
 from broker.sandbox.engine import Options
-from storage.accounts.scope import EVERYTHING
 from storage.ids import new_batch_id, new_task_id
 from storage.sql.database import Statement
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.brokers import RunningBroker, open_broker

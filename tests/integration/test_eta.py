@@ -17,7 +17,7 @@ from broker.sandbox.engine import Options
 from broker.services import Services
 from broker.tasks import eta
 from broker.tasks.eta import round_up
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.api.test_api_tasks import NOTHING_KNOWN, get_data, parsed

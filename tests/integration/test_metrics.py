@@ -21,8 +21,8 @@ from broker.orders import ImageParams, OrderRequest
 from broker.reports import Failed, Finished, Pending
 from broker.services import Services
 from broker.tasks import lifecycle
-from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.contracts.providers import Canned, Upstream, closed_port

@@ -19,9 +19,9 @@ from broker.callbacks.url_monitor import REFRESH_SECONDS, REVERIFY_SECONDS
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
-from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
 from storage.errors import StorageError
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import a_task

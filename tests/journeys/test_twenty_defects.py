@@ -13,8 +13,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from storage.accounts.scope import EVERYTHING
 from storage.callbacks import CallbackRecord
+from storage.sql.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 
 pytestmark = pytest.mark.anyio

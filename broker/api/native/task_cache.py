@@ -12,7 +12,7 @@ from broker.i18n import Language
 from broker.presenter import Progress, TaskData, TaskPresenter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import CAPABILITY
+from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20

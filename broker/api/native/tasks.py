@@ -51,7 +51,7 @@ from broker.presenter import TaskData
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import CAPABILITY
+from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
 
 PING_SECONDS: Final = 15

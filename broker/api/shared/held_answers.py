@@ -30,8 +30,8 @@ from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import EVERYTHING
 from storage.errors import StorageError
+from storage.sql.scope import EVERYTHING
 from storage.tasks import Task
 
 BLANKS_AFTER_SECONDS: Final = 60.0

@@ -21,10 +21,10 @@ from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.tasks import lifecycle
-from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.integration.faults.test_failover import NAMES, History, Stage, World, failure, three_providers

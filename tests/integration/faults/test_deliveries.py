@@ -24,11 +24,11 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
-from storage.accounts.scope import EVERYTHING
 from storage.deliveries import Deliveries, Delivery, DeliveryStatus
 from storage.errors import StorageError
 from storage.images import StoredImage
 from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.scope import EVERYTHING
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task

@@ -29,8 +29,8 @@ from broker.providers.base import ProviderContext, ProviderPackage, ResultSink
 from broker.reports import Failed, Finished, Pending, Report
 from broker.services import Services
 from broker.settings.types import PackageSettings
-from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt
+from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Lease, Task
 from tests.support.clock import ManualClock

@@ -13,7 +13,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.accounts.scope import EVERYTHING
 from storage.attempts import Attempt, Attempts
 from storage.batches import Batches, StoredBatch
 from storage.callbacks import Callbacks, StoredCallback
@@ -30,6 +29,7 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
 from storage.sql.rows import insert_row
+from storage.sql.scope import EVERYTHING
 from storage.states import STATUS_FILTERS, TaskState
 from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention

@@ -23,7 +23,7 @@ from broker.api.shared.held_streams import HEARTBEAT, event_bytes
 from broker.errors import ApiError
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import Scope
+from storage.sql.scope import Scope
 from storage.tasks import Task
 
 _TRUE: Final = frozenset({"1", "true"})

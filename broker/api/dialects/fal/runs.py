@@ -16,7 +16,7 @@ from broker.api.dialects.fal.targets import FalTarget
 from broker.api.shared.held_answers import HeldAnswers, PlacedOrder
 from broker.errors import ApiError
 from broker.tasks.cancellation import TaskCanceler
-from storage.accounts.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING
 from storage.tasks import Task
 
 

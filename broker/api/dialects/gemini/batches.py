@@ -38,8 +38,8 @@ from broker.ordering.drafts import BatchDetails, naming_order
 from broker.orders import OrderRequest
 from broker.services import Services
 from broker.tasks.cancellation import TaskCanceler
-from storage.accounts.scope import EVERYTHING
 from storage.batches import Batches, StoredBatch
+from storage.sql.scope import EVERYTHING
 from storage.tasks import Task
 
 DIALECT: Final = "gemini"

@@ -26,8 +26,8 @@ from broker.callbacks.public_url import PublicAddress
 from broker.errors import ApiError
 from broker.presenter import Absent, OneOf
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import EVERYTHING
 from storage.ids import TASK_ID
+from storage.sql.scope import EVERYTHING
 from storage.tasks import Task
 
 _PREFIX: Final = "imgtask_"

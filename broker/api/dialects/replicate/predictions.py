@@ -16,9 +16,9 @@ from broker.api.shared.inline_images import data_uri, image_json
 from broker.errors import ApiError
 from broker.notifications.formats.replicate import PredictionOrigin, PredictionPresenter, ReplicatePrediction
 from broker.tasks.queries import TaskQueries
-from storage.accounts.scope import EVERYTHING
 from storage.blobs.store import BlobStore
 from storage.images import StoredImage
+from storage.sql.scope import EVERYTHING
 from storage.tasks import Task
 
 
