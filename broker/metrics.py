@@ -48,6 +48,9 @@ class Metrics:
             "broker_uploaded_files", "Files that callers uploaded ahead of their orders", "media_type"
         )
 
+        self.password_hashes = self._counter("broker_password_hashes", "Passwords hashed or verified with argon2id")
+        self.logins = self._counter("broker_logins", "Logins by outcome", "outcome")
+
     def _declare_tasks(self) -> None:
         self.tasks = self._gauge("broker_tasks", "Tasks by state", "state")
         self.transitions = self._counter("broker_task_transitions", "State changes of tasks", "from", "to")

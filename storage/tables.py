@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from storage.accounts.api_keys import ApiKeys
+from storage.accounts.login_attempts import LoginAttemptCounts, LoginClients
 from storage.accounts.sessions import Sessions
 from storage.accounts.users import Users
 from storage.attempts import Attempts
@@ -48,5 +49,7 @@ class Tables:
         self.periodic_jobs = PeriodicJobs(database)
         self.users = Users(database)
         self.sessions = Sessions(database)
+        self.login_attempts = LoginAttemptCounts(database)
+        self.login_clients = LoginClients(database)
         self.api_keys = ApiKeys(database)
         self.cluster_state = ClusterState(database)

@@ -6,9 +6,15 @@ import hashlib
 import secrets
 from typing import Final, Literal
 
-SecretUse = Literal["api_key", "cookie", "access", "refresh"]
+SecretUse = Literal["api_key", "cookie", "device", "access", "refresh"]
 
-PREFIXES: Final[dict[SecretUse, str]] = {"api_key": "nbk_", "cookie": "nbs_", "access": "nba_", "refresh": "nbr_"}
+PREFIXES: Final[dict[SecretUse, str]] = {
+    "api_key": "nbk_",
+    "cookie": "nbs_",
+    "device": "nbd_",
+    "access": "nba_",
+    "refresh": "nbr_",
+}
 MAX_SECRET_CHARS: Final = 128
 """Longer texts are not looked up."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from broker.accounts.credentials import Credentials
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.receive import CallbackReceiver
@@ -30,7 +29,7 @@ from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
-from broker.services.resources import Resources
+from broker.services.accounts import AccountServices
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.eta import EtaEstimator
@@ -52,20 +51,8 @@ from webhooks.tokens import ChallengeResponse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Services(Resources):
+class Services(AccountServices):
     """The parts of the system; each part is made when it is first used."""
-
-    # -- accounts
-
-    @cached_property
-    def credentials(self) -> Credentials:
-        return Credentials(
-            clock=self.clock,
-            users=self.tables.users,
-            sessions=self.tables.sessions,
-            api_keys=self.tables.api_keys,
-            admin_sees_content=self.settings.admin_sees_content,
-        )
 
     # -- tasks
 

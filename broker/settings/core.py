@@ -103,6 +103,12 @@ class Settings(StoreSettings):
     broker_key: BearerKey | None = env("BROKER_KEY")
     allow_anonymous: bool = env("BROKER_ALLOW_ANONYMOUS", default=False)
     admin_sees_content: bool = env("BROKER_ADMIN_SEES_CONTENT", default=False)
+    registration: Literal["closed", "open"] = env("BROKER_REGISTRATION", default="closed")
+    admin_username: str = env("BROKER_ADMIN_USERNAME", default="")
+    admin_password: SecretStr | None = env("BROKER_ADMIN_PASSWORD")
+    admin_password_file: Path | None = env("BROKER_ADMIN_PASSWORD_FILE")
+    access_token_minutes: float = env("ACCESS_TOKEN_EXPIRE_MINUTES", default=180, gt=0, le=525_600)
+    refresh_token_days: float = env("REFRESH_TOKEN_EXPIRE_DAYS", default=7, gt=0, le=3650)
     cors_origins: CommaSeparated[Origin] = env("BROKER_CORS_ORIGINS", default=())
 
     hold: Seconds = env("BROKER_HOLD_SECONDS", default=600)

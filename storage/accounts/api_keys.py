@@ -45,5 +45,8 @@ class ApiKeys:
         sql = "SELECT * FROM api_keys WHERE owner = :owner ORDER BY created_at, id"
         return await fetch_as(self.database, ApiKey, sql, owner=owner)
 
+    def delete_of_owner(self, owner: str) -> Statement:
+        return Statement(sql="DELETE FROM api_keys WHERE owner = :owner", params={"owner": owner})
+
     def insert_key(self, key: ApiKey) -> Statement:
         return insert_row("api_keys", key)

@@ -55,6 +55,32 @@ class Users:
         statement = insert_row("users", user, "ON CONFLICT (name_key) DO NOTHING")
         return Statement(sql=statement.sql, params=statement.params, must_change=True)
 
+    async def count_admins(self) -> int:
+        """Return the number of admins who can log in."""
+        row = await self.database.fetch_one("SELECT count(*) AS n FROM users WHERE is_admin = 1 AND is_disabled = 0")
+        return int(row["n"]) if row else 0
+
+    def record_login(self, user: User, now: float, *, password_hash: str) -> Statement:
+        """Record a login; `Stale` if the user was disabled or deleted, or the password changed since it was verified.
+
+        password_hash: the one to store from now on; it may be a new one of the same password.
+        """
+        return Statement(
+            sql="""UPDATE users SET last_login_at = :now, password_hash = :fresh
+                WHERE id = :id AND is_disabled = 0 AND password_hash = :verified""",
+            params={"id": user.id, "now": now, "verified": user.password_hash, "fresh": password_hash},
+            must_change=True,
+        )
+
+    def change_password(self, user: User, now: float, *, password_hash: str) -> Statement:
+        """Change a password by its user; `Stale` if it was changed since the old one was verified."""
+        return Statement(
+            sql="""UPDATE users SET password_hash = :fresh, must_change_password = 0, updated_at = :now
+                WHERE id = :id AND is_disabled = 0 AND password_hash = :verified""",
+            params={"id": user.id, "now": now, "verified": user.password_hash, "fresh": password_hash},
+            must_change=True,
+        )
+
     def update_user(self, user_id: str, now: float, **changes: Any) -> Statement:
         """Change a user; `Stale` if there is none of this id."""
         return Statement(

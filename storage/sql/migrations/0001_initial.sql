@@ -341,6 +341,7 @@ CREATE UNIQUE INDEX users_name ON users (name_key);
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY,
     user_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
     client TEXT NOT NULL,
     address TEXT NOT NULL,
     created_at DOUBLE PRECISION NOT NULL,
@@ -358,6 +359,7 @@ CREATE TABLE session_secrets (
     used_at DOUBLE PRECISION
 );
 CREATE INDEX session_secrets_session ON session_secrets (session_id);
+CREATE INDEX session_secrets_age ON session_secrets (expires_at);
 
 CREATE TABLE api_keys (
     id TEXT PRIMARY KEY,
@@ -371,3 +373,21 @@ CREATE TABLE api_keys (
 );
 CREATE UNIQUE INDEX api_keys_digest ON api_keys (digest);
 CREATE INDEX api_keys_owner ON api_keys (owner, created_at, id);
+
+-- throttle of logins: attempts, by the digest of what they are counted for
+CREATE TABLE login_attempts (
+    key TEXT PRIMARY KEY,
+    failures BIGINT NOT NULL,
+    free_at DOUBLE PRECISION NOT NULL,
+    forget_at DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX login_attempts_age ON login_attempts (forget_at);
+
+-- devices and addresses from which users have logged in, as digests
+CREATE TABLE login_clients (
+    user_id TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    used_at DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (user_id, digest)
+);
+CREATE INDEX login_clients_age ON login_clients (used_at);

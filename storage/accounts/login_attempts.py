@@ -1,0 +1,139 @@
+"""Attempts to log in, counted before the password is looked at; and the clients from which users have logged in.
+
+What is counted, and where a client is known, is stored as a digest: names and addresses cannot be read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from storage.sql.database import Database, Statement
+from storage.sql.rows import fetch_as, in_clause
+
+CLIENT_KEPT_SECONDS: Final = 180 * 86_400.0
+"""A client that did not log in for so long is a stranger again."""
+_TOLERANCE_SECONDS: Final = 1e-3
+"""Moments are floats of seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoginAttempts:
+    """What was counted for one key. Moments (`_at`) are seconds since the epoch."""
+
+    key: str
+    failures: int
+    free_at: float
+    """Of a series: when the next attempt is allowed. Of an allowance: when all of it is free again."""
+    forget_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """A number of attempts at once, and a pause after which each of them comes back."""
+
+    burst: int
+    interval: float
+    """Seconds."""
+
+    @property
+    def full_seconds(self) -> float:
+        return self.burst * self.interval
+
+
+@dataclass(frozen=True)
+class LoginAttemptCounts:
+    """Counted attempts in the database."""
+
+    database: Database
+
+    async def list_counted(self, keys: Sequence[str]) -> dict[str, LoginAttempts]:
+        listed, params = in_clause(keys)
+        sql = f"SELECT * FROM login_attempts WHERE key IN ({listed})"
+        return {row.key: row for row in await fetch_as(self.database, LoginAttempts, sql, **params)}
+
+    def set_series(self, row: LoginAttempts, *, seen: int) -> Statement:
+        """Store the next attempt of a series; `Stale` unless `seen` were counted before."""
+        return Statement(
+            sql="""INSERT INTO login_attempts AS a (key, failures, free_at, forget_at)
+                VALUES (:key, :failures, :free_at, :forget_at) ON CONFLICT (key) DO UPDATE
+                SET failures = :failures, free_at = :free_at, forget_at = :forget_at WHERE a.failures = :seen""",
+            params={**vars(row), "seen": seen},
+            must_change=True,
+        )
+
+    def take_one(self, key: str, allowance: Allowance, now: float) -> Statement:
+        """Take one attempt of an allowance; `Stale` if none is free.
+
+        A row further ahead than the allowance reaches was written before the clock was set back, and counts as free.
+        """
+        return Statement(
+            sql="""INSERT INTO login_attempts AS a (key, failures, free_at, forget_at)
+                VALUES (:key, 1, :first, :first) ON CONFLICT (key) DO UPDATE SET failures = a.failures + 1,
+                free_at = CASE WHEN a.free_at > :now AND a.free_at <= :full THEN a.free_at ELSE :now END + :interval,
+                forget_at = CASE WHEN a.free_at > :now AND a.free_at <= :full THEN a.free_at ELSE :now END + :interval
+                WHERE a.free_at <= :latest OR a.free_at > :full""",
+            params={
+                "key": key,
+                "now": now,
+                "interval": allowance.interval,
+                "first": now + allowance.interval,
+                "latest": now + allowance.full_seconds - allowance.interval + _TOLERANCE_SECONDS,
+                "full": now + allowance.full_seconds + _TOLERANCE_SECONDS,
+            },
+            must_change=True,
+        )
+
+    def give_back(self, key: str, allowance: Allowance) -> Statement:
+        """Give one attempt back, because it succeeded."""
+        return Statement(
+            sql="UPDATE login_attempts SET free_at = free_at - :interval WHERE key = :key",
+            params={"key": key, "interval": allowance.interval},
+        )
+
+    def delete_key(self, key: str) -> Statement:
+        return Statement(sql="DELETE FROM login_attempts WHERE key = :key", params={"key": key})
+
+    async def delete_forgotten(self, now: float, limit: int) -> int:
+        """Delete rows that have no effect any more, `limit` at most; return the number."""
+        return await self.database.execute(
+            """DELETE FROM login_attempts WHERE key IN
+                (SELECT key FROM login_attempts WHERE forget_at <= :now ORDER BY forget_at LIMIT :limit)""",
+            now=now,
+            limit=limit,
+        )
+
+
+@dataclass(frozen=True)
+class LoginClients:
+    """Devices and addresses from which users have logged in, in the database."""
+
+    database: Database
+
+    async def list_known(self, user_id: str, digests: Sequence[str]) -> set[str]:
+        """Return those of the digests from which a user has logged in."""
+        listed, params = in_clause(digests)
+        rows = await self.database.fetch(
+            f"SELECT digest FROM login_clients WHERE user_id = :user AND digest IN ({listed})", user=user_id, **params
+        )
+        return {str(row["digest"]) for row in rows}
+
+    def set_known(self, user_id: str, digest: str, now: float) -> Statement:
+        return Statement(
+            sql="""INSERT INTO login_clients (user_id, digest, used_at) VALUES (:user, :digest, :now)
+                ON CONFLICT (user_id, digest) DO UPDATE SET used_at = :now""",
+            params={"user": user_id, "digest": digest, "now": now},
+        )
+
+    def delete_of_user(self, user_id: str) -> Statement:
+        return Statement(sql="DELETE FROM login_clients WHERE user_id = :user", params={"user": user_id})
+
+    async def delete_older(self, now: float, limit: int) -> int:
+        """Delete clients that were not used for long, `limit` at most; return the number."""
+        return await self.database.execute(
+            """DELETE FROM login_clients WHERE (user_id, digest) IN
+                (SELECT user_id, digest FROM login_clients WHERE used_at < :before ORDER BY used_at LIMIT :limit)""",
+            before=now - CLIENT_KEPT_SECONDS,
+            limit=limit,
+        )

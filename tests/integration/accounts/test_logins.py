@@ -1,0 +1,111 @@
+"""Logins, refresh tokens and what ends sessions, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.accounts.logins import Login
+from broker.errors import ApiError
+from storage.accounts.users import User
+from tests.integration.accounts.opening import HOME, PASSWORD, Processes, open_processes, outcome_of
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def processes(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Processes]:
+    settings: dict[str, Any] = {}
+    if request.param == "postgres":
+        settings["database_url"] = await request.getfixturevalue("postgres").fresh()
+    async with open_processes(tmp_path, clock, **settings) as opened:
+        yield opened
+
+
+async def add_user(processes: Processes, name: str = "Ada", **values: Any) -> User:
+    return await processes.one.users.add(name, PASSWORD, **values)
+
+
+async def is_alive(processes: Processes, login: Login) -> bool:
+    """Return whether the secret of a login still stands for its user, in another process."""
+    credentials = processes.two.credentials
+    try:
+        if login.tokens is not None:
+            return await credentials.find_by_bearer(login.tokens.access) is not None
+        return await credentials.find_by_cookie(login.cookie) is not None
+    except ApiError:
+        return False
+
+
+async def refused(trying: Any) -> str:
+    with pytest.raises(ApiError) as caught:
+        await trying
+    return caught.value.code
+
+
+async def test_refresh_rotates_and_reuse_revokes_the_family(processes: Processes, clock: ManualClock) -> None:
+    await add_user(processes)
+    login = await processes.one.logins.log_in_with_tokens("ada", PASSWORD, HOME)
+    other = await processes.one.logins.log_in_with_tokens("ada", PASSWORD, HOME)
+    assert login.tokens is not None
+    second = await processes.one.logins.refresh(login.tokens.refresh)
+    assert second.tokens is not None and second.session.id == login.session.id
+    assert not await is_alive(processes, login) and await is_alive(processes, second)
+    assert await refused(processes.two.logins.refresh(login.tokens.access)) == "unauthorized"
+    assert await refused(processes.two.logins.refresh(login.tokens.refresh)) == "unauthorized"
+    assert not await is_alive(processes, second)
+    assert await refused(processes.one.logins.refresh(second.tokens.refresh)) == "unauthorized"
+    assert await is_alive(processes, other)
+
+    # two at the same moment, in two processes: one gets tokens, and both families end
+    assert other.tokens is not None
+    tries = [one.logins.refresh(other.tokens.refresh) for one in (processes.one, processes.two)]
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in outcomes) == ["ApiError", "Login"]
+    assert await processes.one.logins.list_sessions(login.user.id) == []
+
+
+async def test_a_login_replaces_the_cookie_that_the_browser_had(processes: Processes) -> None:
+    """Otherwise a cookie that a stranger has planted would be one of the user (session fixation)."""
+    await add_user(processes)
+    first = await processes.one.logins.log_in_with_cookie("ada", PASSWORD, HOME)
+    again = await processes.one.logins.log_in_with_cookie("ada", PASSWORD, HOME)
+    assert len({first.cookie, again.cookie, first.session.id, again.session.id}) == 4
+    assert await is_alive(processes, first)
+
+
+async def test_what_ends_sessions(processes: Processes) -> None:
+    user = await add_user(processes)
+    logins, users = processes.one.logins, processes.one.users
+
+    async def log_in() -> Login:
+        return await logins.log_in_with_cookie("ada", PASSWORD, HOME)
+
+    first, second = await log_in(), await log_in()
+    await logins.log_out(first.session.id)
+    assert [await is_alive(processes, one) for one in (first, second)] == [False, True]
+    assert await refused(logins.revoke("user_" + "0" * 32, second.session.id)) == "not_found"
+    await logins.revoke(user.id, second.session.id)
+    assert not await is_alive(processes, second)
+
+    first, second = await log_in(), await log_in()
+    assert await logins.revoke_all(user.id, but=second.session.id) == 1
+    assert [await is_alive(processes, one) for one in (first, second)] == [False, True]
+    await users.set_admin(user.id, is_admin=True)
+    assert not await is_alive(processes, second)
+
+    first = await log_in()
+    await users.disable(user.id)
+    assert await outcome_of(processes.two, "ada", PASSWORD) == "unauthorized"
+    await users.enable(user.id)
+    assert not await is_alive(processes, first)
+
+    first = await log_in()
+    await users.delete(user.id)
+    assert not await is_alive(processes, first)
+    assert await outcome_of(processes.two, "ada", PASSWORD) == "unauthorized"
