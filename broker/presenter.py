@@ -187,7 +187,7 @@ class TaskData(ResponseModel):
     cost: CostData | None
     created_at: Moment
     updated_at: Moment
-    expires_at: Annotated[Moment | None, Field(description="when it is deleted")]
+    expires_at: Annotated[Moment | None, Field(description="when it is deleted; null before its end, or if pinned")]
     generation: GenerationRecord | None
 
 
@@ -240,7 +240,7 @@ class TaskPresenter:
             progress=_progress(task, progress),
             attempts=task.attempt,
             cost=self._cost(task),
-            expires_at=None if task.ended_at is None else task.ended_at + self.retention,
+            expires_at=task.expires_at(self.retention),
             generation=_generation(task, results),
         )
 
@@ -263,7 +263,7 @@ class TaskPresenter:
 
     def image_metadata(self, image: StoredImage, tasks: Sequence[Task]) -> ImageMetadata:
         """Return the metadata of an image. tasks: those it belongs to, all of one request; at least one."""
-        task, ends = tasks[0], [task.ended_at for task in tasks]
+        task, ends = tasks[0], [task.expires_at(self.retention) for task in tasks]
         params = ImageParams.from_columns(vars(task))
         return ImageMetadata.from_object(
             task,
@@ -275,7 +275,7 @@ class TaskPresenter:
             steps=params.steps,
             seed=params.seed,
             created_at=image.created_at,
-            expires_at=max(end for end in ends if end) + self.retention if all(ends) else None,
+            expires_at=max(end for end in ends if end) if all(ends) else None,
         )
 
 

@@ -31,6 +31,8 @@ ACTIVE_STATES: Final = (TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITIN
 """States whose step works on the image."""
 FINAL_STATES: Final = (TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED, TaskState.EXPIRED)
 """States whose step is retention: it deletes something."""
+RETAINED_STATES: Final = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED})
+"""Final states of a task that is kept: its step deletes the content."""
 CANCELABLE_STATES: Final = frozenset({TaskState.QUEUED, TaskState.SUBMITTING, TaskState.WAITING})
 """States before the first success: a task can still be canceled."""
 LATE_RESULT_STATES: Final = frozenset({TaskState.WAITING, TaskState.FETCHING})

@@ -33,7 +33,7 @@ class TaskRetention:
         await self.database.execute(
             f"""UPDATE tasks SET due_at = ended_at + :retention, version = version + 1
                 WHERE id IN ({listed}) AND state IN ('succeeded', 'failed', 'canceled')
-                AND due_at > ended_at + :retention + 1""",
+                AND pinned_at IS NULL AND due_at > ended_at + :retention + 1""",
             retention=retention,
             **params,
         )

@@ -111,6 +111,10 @@ class Task:
     def has_ended(self) -> bool:
         return self.status in ENDED_STATUSES
 
+    def expires_at(self, retention_seconds: float) -> float | None:
+        """Return when retention deletes it; None while that is not known: before its end, and while it is pinned."""
+        return None if self.ended_at is None or self.pinned_at is not None else self.ended_at + retention_seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDurations:
@@ -303,6 +307,19 @@ class Tasks:
             sql="""UPDATE tasks SET version = version WHERE id = :id AND :others = (
                 SELECT count(*) FROM tasks WHERE batch = :batch AND id <> :id AND ended_at IS NOT NULL)""",
             params={"id": task.id, "batch": task.batch, "others": others},
+            must_change=True,
+        )
+
+    def check_pins(self, task: Task, limit: int) -> Statement:
+        """Raise `Stale` if the owner of a task has `limit` other pinned tasks already.
+
+        Its own statement, to see what is new: in one transaction it follows `lock_owner_account` of that owner, which
+        makes transactions that pin for one owner wait for each other.
+        """
+        return Statement(
+            sql="""UPDATE tasks SET version = version WHERE id = :id AND :limit > (
+                SELECT count(*) FROM tasks WHERE caller = :caller AND pinned_at IS NOT NULL AND id <> :id)""",
+            params={"id": task.id, "caller": task.caller, "limit": limit},
             must_change=True,
         )
 

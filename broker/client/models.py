@@ -134,6 +134,7 @@ class Task(JsonObject):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     expires_at: datetime | None = None
+    """When it is deleted; None before its end, and while it is pinned."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The whole JSON object."""
 

@@ -34,6 +34,7 @@ from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.orders import OrderBuilder
+from broker.tasks.pins import TaskPins
 from broker.tasks.queries import TaskQueries
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
@@ -67,6 +68,10 @@ class Services(AccountServices):
     @cached_property
     def deleter(self) -> TaskDeleter:
         return TaskDeleter(queries=self.queries, transitions=self.transitions, tables=self.tables)
+
+    @cached_property
+    def pins(self) -> TaskPins:
+        return TaskPins(queries=self.queries, transitions=self.transitions)
 
     @cached_property
     def eta(self) -> EtaEstimator:

@@ -8,6 +8,7 @@ decision that lost a race is made again on the row as it is then.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
@@ -15,7 +16,7 @@ from typing import Any, Final, assert_never
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
 from storage.attempts import Attempt
-from storage.states import CANCELABLE_STATES, TaskState
+from storage.states import CANCELABLE_STATES, RETAINED_STATES, TaskState
 from storage.tasks import Task
 
 MAX_ROUTES: Final = 50
@@ -369,8 +370,13 @@ def _fail(
         error_retryable=retryable,
         billed=billed,
         ended_at=task.ended_at or now,
-        due_at=now + policy.retention_seconds,
+        due_at=_kept_until(task, now, policy),
     )
+
+
+def _kept_until(task: Task, ended_at: float, policy: TaskPolicy) -> float:
+    """Return when retention deletes a task that has ended; never while it is pinned."""
+    return ended_at + policy.retention_seconds if task.pinned_at is None else math.inf
 
 
 # -- submitting
@@ -447,7 +453,7 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
     if task.state != TaskState.FETCHING:
         return NOTHING
     if not failures:
-        return Changes(task=_succeed(now, policy))
+        return Changes(task=_succeed(task, now, policy))
     worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
     longest_pause, kept_seconds = policy.max_retry_seconds, policy.short_kept_seconds.get(task.provider)
@@ -457,7 +463,7 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
     is_exhausted = worst.is_blocked or task.step_retries + 1 >= policy.max_dead_link_retries
     is_conclusive = worst.is_final and (late or is_exhausted)
     if stored and (is_conclusive or over):
-        return Changes(task=_succeed(now, policy))  # partial success: the rest is not available
+        return Changes(task=_succeed(task, now, policy))  # partial success: the rest is not available
     if over:
         return Changes(task=_fail(task, worst.code, worst.message, now, policy, billed="yes"))
     pause = backoff_seconds(task.step_retries, policy, max_seconds=longest_pause)
@@ -469,9 +475,9 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
     return Changes(task=changes)
 
 
-def _succeed(now: float, policy: TaskPolicy) -> dict[str, Any]:
+def _succeed(task: Task, now: float, policy: TaskPolicy) -> dict[str, Any]:
     columns = {"error_code": None, "error_detail": None, "error_retryable": False}
-    return _enter(TaskState.SUCCEEDED, now, **columns, ended_at=now, due_at=now + policy.retention_seconds)
+    return _enter(TaskState.SUCCEEDED, now, **columns, ended_at=now, due_at=_kept_until(task, now, policy))
 
 
 # -- ends
@@ -488,7 +494,7 @@ def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
 
 def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes at the end of retention: content is deleted, the row stays as a tombstone."""
-    expires_at = (task.ended_at or now) + policy.retention_seconds
+    expires_at = _kept_until(task, task.ended_at or now, policy)
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
     return _without_content(now)
@@ -501,9 +507,30 @@ def delete(task: Task, now: float, policy: TaskPolicy) -> Changes:
     return _without_content(now)
 
 
+def pin(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes that keep a task beyond retention; NOTHING if it is pinned already, or expired."""
+    if task.pinned_at is not None or task.state == TaskState.EXPIRED:
+        return NOTHING
+    changes: dict[str, Any] = {"pinned_at": now}
+    if task.state in RETAINED_STATES:
+        # without its lease: retention may have claimed the row before it was pinned
+        changes |= {"due_at": math.inf, "lease_until": 0.0, "leased_by": ""}
+    return Changes(task=changes)
+
+
+def unpin(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes that hand a task back to retention, which may be due at once; NOTHING if it is not pinned."""
+    if task.pinned_at is None or task.state == TaskState.EXPIRED:
+        return NOTHING
+    changes: dict[str, Any] = {"pinned_at": None}
+    if task.state in RETAINED_STATES:
+        changes["due_at"] = (task.ended_at or now) + policy.retention_seconds
+    return Changes(task=changes)
+
+
 def _without_content(now: float) -> Changes:
     content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": (), "texts": (), "turn": None}
-    content |= {"turns": (), "origin": {}, "callback_url": None, "error_detail": None}
+    content |= {"turns": (), "origin": {}, "callback_url": None, "error_detail": None, "pinned_at": None}
     return Changes(task=_enter(TaskState.EXPIRED, now, **content, step_retries=0, due_at=now))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from storage.accounts.owner_locks import lock_owner_account
 from storage.attempts import Attempt, Attempts
 from storage.batches import Batches, StoredBatch
 from storage.callbacks import Callbacks, StoredCallback
@@ -20,6 +21,7 @@ from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliverySt
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
+from storage.ids import new_user_id
 from storage.images import Images, StoredImage
 from storage.limits.budgets import Budgets
 from storage.limits.provider_limits import AccountLimits, AccountLoad, ProviderLimits
@@ -559,6 +561,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await images.owners_with_images(["x", "y"])
     await images.list_of_owner(task.id, "result")
     await images.get_at(task.id, "thumbnail-512", 0)
+    await database.transact(lock_owner_account(new_user_id()), rows.check_pins(task, 5))
     await database.transact(rows.lock_owner(task.id), rows.lock_owner(f"refs_{task.id[5:]}"))
     await rows.list_of_owner(task.id)
     await rows.list_of_owner(f"refs_{task.id[5:]}")

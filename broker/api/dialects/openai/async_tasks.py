@@ -44,7 +44,9 @@ class OpenAIImageTask(SnakeResponseModel):
     object: Literal["image.generation.task"]
     status: Annotated[str, OneOf(("pending", "processing", "completed", "failed"))]
     created_at: int
-    expires_at: Annotated[int, Field(description="when it is deleted; later if it is still in work now")]
+    expires_at: Annotated[
+        int | None, Field(description="when it is deleted; later if it is still in work now; null: it is pinned")
+    ]
     poll_url: str | Absent = None
     http_status: Annotated[int | Absent, Field(description="what the synchronous route had answered")] = None
     image_url: Annotated[str | Absent, Field(description="the first image")] = None
@@ -55,7 +57,7 @@ class OpenAIImageTask(SnakeResponseModel):
 
 class OpenAITaskImage(SnakeResponseModel):
     url: list[str]
-    expires_at: int
+    expires_at: int | None
 
 
 class OpenAITaskImages(SnakeResponseModel):
@@ -153,13 +155,14 @@ class AsyncTasks:
 
     def _state(self, task_id: str, tasks: Sequence[Task], status: str, **more: Any) -> dict[str, Any]:
         last = max(task.ended_at or task.created_at for task in tasks)
+        is_pinned = any(task.pinned_at is not None for task in tasks)
         return {
             "id": task_id,
             "task_id": task_id,
             "object": _OBJECT,
             "status": status,
             "created_at": int(tasks[0].created_at),
-            "expires_at": int(last + self.retention_seconds),
+            "expires_at": None if is_pinned else int(last + self.retention_seconds),
             **more,
         }
 
