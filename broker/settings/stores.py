@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import SecretStr, model_validator
+from pydantic import BeforeValidator, SecretStr, model_validator
 from pydantic_settings import BaseSettings
 
 from broker.settings.types import HOST_AND_PORT, env, http_url, matching
@@ -20,7 +20,17 @@ _DSN: Final = "postgresql://user:password@host:5432/name"
 _SERVER: Final = r"[A-Za-z0-9.\-_]+|\[?[0-9A-Fa-f:.]+\]?|/[^\s?#]+"
 _POSTGRES: Final = r"postgres(?:ql)?://(?:[^/?#].*|[^?#]*\?.+)"
 
-DatabaseUrl = Annotated[SecretStr, matching(rf"sqlite:///.*|{_POSTGRES}", f"use sqlite:///data/broker.db or {_DSN}")]
+
+def _without_driver(value: object) -> object:
+    """Return a URL without the driver that SQLAlchemy's have: `postgresql+asyncpg://` is `postgresql://`."""
+    return re.sub(r"\A(sqlite|postgres(?:ql)?)\+\w+://", r"\1://", value) if isinstance(value, str) else value
+
+
+DatabaseUrl = Annotated[
+    SecretStr,
+    BeforeValidator(_without_driver),
+    matching(rf"sqlite:///.*|{_POSTGRES}", f"use sqlite:///data/broker.db or {_DSN}"),
+]
 ListenUrl = Annotated[SecretStr, matching(f"none|{_POSTGRES}", f"use the address of Postgres itself, {_DSN}, or none")]
 BlobUrl = Annotated[str, matching(f"file:.*|{_BUCKET}", "use file:data/blobs or s3://bucket/prefix")]
 BucketName = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9._\-]*", "use letters, digits, dots and dashes")]

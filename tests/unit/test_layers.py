@@ -77,6 +77,19 @@ def test_every_module_has_a_docstring() -> None:
     assert silent == []
 
 
+def test_no_address_is_taken_from_the_framework() -> None:
+    """`base_url` and `url_for` of a request follow its `Host`, which a stranger chooses."""
+    guilty = [
+        (name, node.lineno)
+        for name, tree in modules()
+        if not name.startswith("broker/sandbox/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (node.attr == "url_for" or (node.attr == "base_url" and getattr(node.value, "id", "") == "request"))
+    ]
+    assert guilty == []
+
+
 def test_base_http_middleware_is_not_used() -> None:
     """Starlette's BaseHTTPMiddleware costs six of seven requests per second on a hot path."""
     guilty = [

@@ -165,9 +165,11 @@ def test_every_name_of_a_system_works_or_is_answered(system: str) -> None:
         ),
         ({"POSTGRES_HOST": "db", "DATABASE_URL": "sqlite:///other.db"}, "sqlite:///other.db"),
         ({"POSTGRES_PASSWORD": "hunter2"}, "sqlite:///data/broker.db"),
+        ({"DATABASE_URL": "sqlite+aiosqlite:///own.db"}, "sqlite:///own.db"),
+        ({"DATABASE_URL": "postgresql+psycopg2://u:a%2B@db/x"}, "postgresql://u:a%2B@db/x"),
     ],
 )
-def test_parts_of_a_postgres_are_one_address(variables: dict[str, str], expected: str | None) -> None:
+def test_addresses_of_databases_are_understood(variables: dict[str, str], expected: str | None) -> None:
     Path(".env").write_text("".join(f"{name}='{value}'\n" for name, value in variables.items()))
     if expected is None:
         with pytest.raises(Exception, match="POSTGRES_HOST is wrong"):
