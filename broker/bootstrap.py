@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
+from broker.accounts.provider_keys import require_sealing_keys
+from broker.accounts.sealing import KeyRing
 from broker.callbacks.probe import PROBE_SECONDS
 from broker.callbacks.public_url import PublicAddress, PublicUrl, check_configured
 from broker.callbacks.tunnels import TunnelAgents
@@ -26,6 +28,7 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.settings.loading import SalvagedSettings, read_settings
 from broker.tasks.steps.download import DOWNLOAD_CONCURRENCY
+from storage.accounts.provider_keys import ProviderKeys
 from storage.blobs.local import LocalBlobs
 from storage.blobs.store import BlobStore
 from storage.cluster_state import ClusterState
@@ -174,6 +177,8 @@ async def open_services(
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
         agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
         stack.push_async_callback(agent_client.aclose)
+        if joins:
+            await _check_sealing_keys(database, settings, secret)
         catalog = registry.load_catalog(extra_providers)
         providers = ProviderRegistry(
             settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
@@ -187,7 +192,7 @@ async def open_services(
             catalog=catalog,
             registry=providers,
             blobs=blobs,
-            tokens=CallbackTokens(secret),
+            tokens=CallbackTokens(secret, settings.old_secrets),
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
             extra_dialects=tuple(extra_dialects),
@@ -234,6 +239,14 @@ def existing_secret(settings: Settings) -> bytes | None:
         return settings.secret_key.get_secret_value().encode()
     path = secret_file(settings)
     return path.read_bytes().strip() if path.exists() else None
+
+
+async def _check_sealing_keys(database: Database, settings: Settings, secret: bytes) -> None:
+    """Raise `SettingsError` with the cure if a key in the database is sealed with an unknown SECRET_KEY."""
+    path = secret_file(settings)
+    # the usual case: SECRET_KEY was set on a machine that had generated one
+    hint = f" (the one that was generated here is in {path})" if settings.secret_key and path.exists() else ""
+    await require_sealing_keys(ProviderKeys(database), KeyRing.from_secrets(secret, settings.old_secrets), hint=hint)
 
 
 def _ensure_secret(settings: Settings) -> bytes:

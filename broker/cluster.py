@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,8 @@ _SIGNING_ERROR: Final = (
 )
 _SIGNING_WARNING: Final = (
     "SECRET_KEY differs from that of the process that started before: set the same for all. If you have changed it: "
-    "callbacks of orders in progress are not accepted now, the provider is polled instead"
+    "callbacks of orders in progress are not accepted now, the provider is polled instead "
+    "(BROKER_OLD_SECRET_KEYS with the earlier one prevents that)"
 )
 _STORE_ERROR: Final = (
     "the images of this machine are in a folder of its own, those of the others on this database are elsewhere: give "
@@ -40,22 +42,35 @@ _STORE_WARNING: Final = (
 async def check_cluster(state: ClusterState, settings: Settings, secret: bytes) -> None:
     """Raise `SettingsError` with the cure if this process would harm the others of its database."""
     signing_error = None if settings.secret_key is not None else _SIGNING_ERROR
-    await _check_value(state, "secret", _secret_digest(secret), error=signing_error, warning=_SIGNING_WARNING)
+    earlier = frozenset(map(_secret_digest, settings.old_secrets))
+    digest = _secret_digest(secret)
+    await _check_value(state, "secret", digest, error=signing_error, warning=_SIGNING_WARNING, earlier=earlier)
     store_error = None if settings.bucket is not None else _STORE_ERROR
     await _check_value(state, "store", _store_digest(settings), error=store_error, warning=_STORE_WARNING)
 
 
-async def _check_value(state: ClusterState, name: str, value: str, *, error: str | None, warning: str) -> None:
+async def _check_value(
+    state: ClusterState,
+    name: str,
+    value: str,
+    *,
+    error: str | None,
+    warning: str,
+    earlier: Collection[str] = (),
+) -> None:
     """Compare a value with that of the other processes.
 
     error: message where this process generated a value of its own; None for a configured one, which replaces theirs.
+    earlier: values that this one replaces without harm.
     """
-    if hmac.compare_digest(value, await state.set_if_absent(name, value)):
+    known = await state.set_if_absent(name, value)
+    if hmac.compare_digest(value, known):
         return
     if error is not None:
         raise SettingsError(error)
     await state.set_value(name, value)
-    log.warning(warning, action=f"{name}_changed")
+    if known not in earlier:
+        log.warning(warning, action=f"{name}_changed")
 
 
 def max_clock_skew(lease_seconds: float) -> float:

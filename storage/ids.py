@@ -13,6 +13,7 @@ EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
 USER_ID: Final = re.compile(r"user_[0-9a-f]{32}")
 SESSION_ID: Final = re.compile(r"session_[0-9a-f]{24}")
 API_KEY_ID: Final = re.compile(r"key_[0-9a-f]{24}")
+PROVIDER_KEY_ID: Final = re.compile(r"pkey_[0-9a-f]{24}")
 
 
 def new_task_id() -> str:
@@ -73,3 +74,17 @@ def new_session_id() -> str:
 def new_api_key_id() -> str:
     """Return the public name of a new API key, which is also the owner of its tasks if it belongs to no user."""
     return f"key_{secrets.token_hex(12)}"
+
+
+def new_provider_key_id() -> str:
+    """Return the public name of a new provider key of a user."""
+    return f"pkey_{secrets.token_hex(12)}"
+
+
+def new_account_name(provider: str) -> str:
+    """Return the name of a user's new account at a provider, as it stands in tasks and attempts."""
+    return f"{provider}{ACCOUNT_MARK}{secrets.token_hex(8)}"
+
+
+ACCOUNT_MARK: Final = "@"
+"""Separates a provider from the number of a user's account there; an account of the operator has none."""

@@ -26,6 +26,8 @@ callbacks = typer.Typer(help="List, show, replay and export callbacks from provi
 app.add_typer(callbacks, name="callbacks")
 webhooks = typer.Typer(help="List, show and replay webhooks to callers.")
 app.add_typer(webhooks, name="webhooks")
+secrets = typer.Typer(help="Replace the SECRET_KEY.", no_args_is_help=True)
+app.add_typer(secrets, name="secrets")
 providers = typer.Typer(help="List, pause and resume the providers in use.")
 app.add_typer(providers, name="providers")
 
@@ -329,6 +331,24 @@ def cleanup() -> None:
     from broker.cli.maintenance import delete_expired
 
     _run_command(delete_expired)
+
+
+@secrets.callback()
+def secret_commands() -> None:
+    """Replace the SECRET_KEY."""
+
+
+@secrets.command()
+def rotate(
+    *,
+    drop_unreadable: Annotated[
+        bool, typer.Option("--drop-unreadable", help="Delete the keys whose SECRET_KEY is lost.")
+    ] = False,
+) -> None:
+    """Seal the provider keys of users again with the current SECRET_KEY. BROKER_OLD_SECRET_KEYS opens them."""
+    from broker.cli.admin.secrets import rotate_secrets
+
+    _run_command(rotate_secrets, drop_unreadable=drop_unreadable)
 
 
 @db.command()

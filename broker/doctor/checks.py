@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.doctor import file_modes, machine, providers, reachability
+from broker.doctor import file_modes, machine, providers, reachability, sealed_keys
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
@@ -49,6 +49,11 @@ _CHECKS: Final = (
         name=providers.NAME,
         run=providers.check_provider_state,
         needs=_DATABASE | {"providers"},
+    ),
+    Check(
+        name=sealed_keys.NAME,
+        run=sealed_keys.check_sealed_keys,
+        needs=_DATA | {"database_url", "database_listen_url", "secret_key", "old_secret_keys"},
     ),
     Check(name="images", run=machine.check_images, needs=_DATA | {"blob_url"}),
     Check(name="disk", run=machine.check_disks, needs=_DATABASE | {"blob_url"}),

@@ -151,7 +151,7 @@ class Services(AccountServices):
         return make_formats(
             FormatContext(
                 presenter=self.presenter,
-                signing_keys=tuple(signing_keys(self.settings, self.tokens.secret)),
+                signing_keys=tuple(signing_keys(self.settings, self.tokens.secrets)),
                 secret=self.tokens.secret,
                 public_base=lambda: self.address.base,
             )
@@ -304,7 +304,7 @@ class Services(AccountServices):
             verifier=self.verifier,
             callbacks=self.tables.callbacks,
             metrics=self.metrics,
-            redactor=Redactor(known_secrets(self.settings, self.tokens.secret)),
+            redactor=Redactor(known_secrets(self.settings, self.tokens.secrets)),
         )
 
     @cached_property

@@ -67,6 +67,9 @@ BrokerUrl = Annotated[
 SecretKey = Annotated[
     SecretStr | None, matching(r"(?s).{16,}", "at least 16 characters; delete the variable, and one is generated")
 ]
+OldSecretKey = Annotated[
+    SecretStr, matching(r"(?s).{16,}", "use the earlier values of SECRET_KEY, separated by commas")
+]
 BearerKey = Annotated[SecretStr, matching(r"[^\s\x00-\x1f\x7f-\x9f]+", "use keys without blanks, separated by commas")]
 Origin = Annotated[
     str, matching(r"https?://[A-Za-z0-9.\-\[\]:]+", "use exact origins like https://app.example.com; * is not one")
@@ -94,6 +97,7 @@ class Settings(StoreSettings):
     tunnel_api: HttpUrl = env("BROKER_TUNNEL_API", default="http://127.0.0.1:4040")
 
     secret_key: SecretKey = env("SECRET_KEY")
+    old_secret_keys: CommaSeparated[OldSecretKey] = env("BROKER_OLD_SECRET_KEYS", default=())
 
     host: str = env("BROKER_HOST", default="127.0.0.1")
     port: int = env("BROKER_PORT", default=8000, ge=0, le=65535)
@@ -145,6 +149,11 @@ class Settings(StoreSettings):
     log_dir: Path | None = env("BROKER_LOG_DIR")
 
     sandbox_mood: str = env("BROKER_SANDBOX_MOOD", default="")
+
+    @property
+    def old_secrets(self) -> tuple[bytes, ...]:
+        """Values of SECRET_KEY before the current one."""
+        return tuple(secret.get_secret_value().encode() for secret in self.old_secret_keys)
 
     def secret_values(self) -> frozenset[str]:
         """Return every secret of these settings and of the packages, and the passwords in addresses."""

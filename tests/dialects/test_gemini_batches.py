@@ -258,7 +258,7 @@ async def test_end_of_a_batch_is_announced_once_to_each_address(broker: RunningB
     items = [*(asked(f"announced {number}") for number in range(4)), asked(FAILS)]
     name = (await create(broker, *items, webhookConfig=webhook)).json()["name"]
     document = await ended(broker, name)
-    secret = write_secret(signing_keys(broker.services.settings, broker.services.tokens.secret)[0])
+    secret = write_secret(signing_keys(broker.services.settings, broker.services.tokens.secrets)[0])
     messages = await announced(receiver, name, 2)
     assert len({message.id for message in messages}) == 2
     for message in messages:

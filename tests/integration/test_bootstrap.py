@@ -97,6 +97,9 @@ async def test_configured_secret_replaces_the_previous_one(tmp_path: Path, postg
         assert [line["log_level"] for line in logs if line["action"] == "secret_changed"] == ["warning"]
         with capture_logs() as logs:
             await opened(stack, tmp_path, database_url=url, secret_key="the second secret")
+            old: dict[str, Any] = {"old_secret_keys": "the second secret"}
+            await opened(stack, tmp_path, database_url=url, secret_key="the third secret", **old)
+            await opened(stack, tmp_path, database_url=url, secret_key="the third secret")
         assert [line for line in logs if line["action"] == "secret_changed"] == []
 
 

@@ -33,7 +33,7 @@ async def print_secrets() -> None:
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()
         raise CommandError(f"There is no secret in {folder} yet: start the broker once, in this folder.")
-    for key in signing_keys(settings, secret or b""):
+    for key in signing_keys(settings, (secret or b"", *settings.old_secrets)):
         print_line(write_secret(key))
     print_note("For the receiver of your webhooks: docs/behaviour.md explains the verification.")
     print_note("For clients of the kie.ai dialect, the whole first line is the webhookHmacKey.")

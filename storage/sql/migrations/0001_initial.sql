@@ -391,3 +391,23 @@ CREATE TABLE login_clients (
     PRIMARY KEY (user_id, digest)
 );
 CREATE INDEX login_clients_age ON login_clients (used_at);
+
+-- keys that users have at providers, each sealed by a key derived from SECRET_KEY (`sealing_key` is its id); account: their
+-- name in tasks and attempts; retired_at: when a key was replaced or removed that a job still needs
+CREATE TABLE provider_keys (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    account TEXT NOT NULL,
+    sealed TEXT NOT NULL,
+    sealing_key TEXT NOT NULL,
+    last_four TEXT NOT NULL,
+    is_verified BIGINT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL,
+    retired_at DOUBLE PRECISION
+);
+CREATE UNIQUE INDEX provider_keys_active ON provider_keys (owner, provider) WHERE retired_at IS NULL;
+CREATE INDEX provider_keys_owner ON provider_keys (owner);
+CREATE INDEX provider_keys_account ON provider_keys (account);
+CREATE INDEX provider_keys_retired ON provider_keys (retired_at) WHERE retired_at IS NOT NULL;
+CREATE INDEX provider_keys_sealing ON provider_keys (sealing_key);

@@ -37,7 +37,7 @@ def fal_dialect(services: Services) -> Dialect:
         statuses=FalStatuses(eta=services.eta, messages=messages),
         results=results,
     )
-    keys = write_keys([derived_key(services.tokens.secret).public_key()])
+    keys = write_keys([derived_key(secret).public_key() for secret in services.tokens.secrets])
     routes = FalEndpoints(
         queue=queue,
         runs=FalRuns(held=held, orders=orders, results=results, canceler=services.canceler),

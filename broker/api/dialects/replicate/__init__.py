@@ -27,7 +27,6 @@ def replicate_dialect(services: Services) -> Dialect:
     models = ReplicateModels(
         served=services.served_models, catalog=services.catalog, most_references=services.most_references
     )
-    secret = services.tokens.secret
     routes = PredictionRoutes(
         clock=services.clock,
         held=HeldAnswers.from_services(services),
@@ -40,7 +39,7 @@ def replicate_dialect(services: Services) -> Dialect:
             presenter=PredictionPresenter(messages=services.presenter.messages),
             public_base=lambda: services.address.base,
         ),
-        webhook_secret=write_secret(signing_keys(services.settings, secret)[0]),
+        webhook_secret=write_secret(signing_keys(services.settings, services.tokens.secrets)[0]),
     )
     return Dialect(
         name="replicate",

@@ -1,0 +1,89 @@
+"""A new SECRET_KEY: what it opens, what a start refuses, and `broker secrets rotate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from broker.accounts.provider_keys import KeyVault
+from broker.accounts.sealing import KeyRing
+from broker.errors import SettingsError
+from broker.notifications.signing import known_secrets, signing_keys
+from broker.services import Services
+from storage.accounts.provider_keys import ProviderKey
+from storage.ids import new_provider_key_id
+from tests.support.brokers import still
+from tests.support.clock import ManualClock
+from tests.support.shell import Shell
+from webhooks.signatures.base import Proof
+from webhooks.tokens import CallbackTokens
+
+pytestmark = pytest.mark.anyio
+
+SECOND = "canary-the second secret"
+
+
+async def add_key(services: Services, secret: str) -> ProviderKey:
+    """Insert a sealed key."""
+    vault = KeyVault(ring=KeyRing.from_secrets(services.tokens.secret))
+    row = ProviderKey(
+        id=new_provider_key_id(),
+        owner=f"user_{'a' * 32}",
+        provider="kie",
+        account="kie@1",
+        sealed="",
+        sealing_key="",
+        last_four=secret[-4:],
+        is_verified=True,
+        created_at=services.clock.now(),
+    )
+    sealed = vault.seal_row(row, SecretStr(secret))
+    row = ProviderKey(**{**vars(row), "sealed": sealed.text, "sealing_key": sealed.key_id})
+    await services.database.transact(services.tables.provider_keys.insert_key(row))
+    return row
+
+
+async def test_start_is_refused_until_the_earlier_secret_is_known_or_its_keys_are_sealed_again(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with still(tmp_path, clock) as services:
+        await add_key(services, "canary-key-of-alice-0001")
+        token, first = services.tokens.token("task_1", 1), services.tokens.secret.decode()
+    with pytest.raises(SettingsError) as refused:
+        async with still(tmp_path, clock, secret_key=SECOND):
+            pass
+    assert "1 provider key of users cannot be opened: sealed with another SECRET_KEY" in str(refused.value)
+    assert f"BROKER_OLD_SECRET_KEYS (the one that was generated here is in {tmp_path / 'secret.key'})" in str(
+        refused.value
+    )
+    assert first not in str(refused.value)
+    assert "canary" not in str(refused.value)
+    async with still(tmp_path, clock, secret_key=SECOND, old_secret_keys=first) as services:
+        assert services.tokens.verify("task_1", 1, token) == Proof.BODY_VERIFIED
+        assert services.tokens.verify("task_1", 2, token) == Proof.WRONG
+        assert services.tokens.token("task_1", 1) != token
+        assert {first, SECOND} <= known_secrets(services.settings, services.tokens.secrets)
+        assert len(signing_keys(services.settings, services.tokens.secrets)) == 2, "receivers may know only the first"
+    shell = Shell(tmp_path, {"BROKER_DATA_DIR": ".", "SECRET_KEY": SECOND})
+    refused_rotation = shell.run("secrets", "rotate")
+    assert refused_rotation.code == 2
+    assert "BROKER_OLD_SECRET_KEYS" in refused_rotation.err
+    rotated = shell.run("secrets", "rotate", BROKER_OLD_SECRET_KEYS=f"another one of them, {first}")
+    assert (rotated.code, rotated.out) == (0, "1 sealed again, 0 were sealed with the current SECRET_KEY already.\n")
+    assert "Remove BROKER_OLD_SECRET_KEYS" in rotated.err
+    async with still(tmp_path, clock, secret_key=SECOND) as services:
+        (key,) = await services.tables.provider_keys.list_of_account("kie@1")
+        vault = KeyVault(ring=KeyRing.from_secrets(services.tokens.secret))
+        assert vault.open_key(key).get_secret_value() == "canary-key-of-alice-0001"
+    assert "canary" not in rotated.out + rotated.err + refused_rotation.err
+
+
+def test_tokens_of_an_old_secret_are_valid_for_their_attempt_alone() -> None:
+    old = CallbackTokens(b"old").token("task_a", 1)
+    both = CallbackTokens(b"new", (b"older", b"old"))
+    assert both.verify("task_a", 1, old) == Proof.BODY_VERIFIED
+    assert both.verify("task_b", 1, old) == Proof.WRONG
+    assert CallbackTokens(b"new").verify("task_a", 1, old) == Proof.WRONG
+    assert "old" not in repr(both)
