@@ -167,6 +167,8 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         queries=services.queries,
         canceler=services.canceler,
         deleter=services.deleter,
+        pins=services.pins,
+        catalog=services.catalog,
         cache=cache,
         messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -60,9 +60,17 @@ class TaskQueries:
         return [task for task in await self.tasks.list_of_owner(image.owner) if scope.includes(task.caller)]
 
     async def list_newest(
-        self, scope: Scope, *, status: str | None, limit: int, before: tuple[float, str] | None
+        self,
+        scope: Scope,
+        *,
+        status: str | None,
+        limit: int,
+        before: tuple[float, str] | None,
+        model: str | None = None,
+        words: Sequence[str] = (),
     ) -> list[Task]:
-        return await self.tasks.list_newest(scope, status=status, limit=limit, before=before)
+        """Return one page, newest first. words: all occur in the prompt; only for a scope whose prompts may be read."""
+        return await self.tasks.list_newest(scope, status=status, limit=limit, before=before, model=model, words=words)
 
     async def wait(self, task_id: str, scope: Scope) -> None:
         """Return when the task has ended, or when the server stops."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
@@ -19,6 +20,12 @@ def in_clause(values: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return `:v0, :v1, …` for `IN (…)`, and the parameters; for some hundred values at most."""
     params = {f"v{number}": value for number, value in enumerate(values)}
     return ", ".join(f":{name}" for name in params), params
+
+
+def like_pattern(text: str) -> str:
+    """Return the pattern of `LIKE … ESCAPE '!'` for values that contain a text."""
+    escaped = re.sub("[!%_]", r"!\g<0>", text)
+    return f"%{escaped}%"
 
 
 def set_clause(changes: Mapping[str, Any]) -> str:
@@ -92,12 +99,14 @@ async def fetch_page(
     before: tuple[float, str] | None,
     limit: int,
     scope: Scope = EVERYTHING,
+    params: Mapping[str, Any] = {},
     **only: Any,
 ) -> list[T]:
     """Return one page, newest first.
 
-    source: table and conditions, `callbacks WHERE …`. scope: on the column `caller`. moment: column of the order.
-    before: moment and id of the last row of the previous page. only: values that columns must have; None for any.
+    source: table and conditions, `callbacks WHERE …`; params: of its conditions. scope: on the column `caller`.
+    moment: column of the order. before: moment and id of the last row of the previous page. only: values that columns
+    must have; None for any.
     """
     at, last = before or (9e18, "")
     wanted = {name: value for name, value in only.items() if value is not None}
@@ -111,6 +120,7 @@ async def fetch_page(
         at=at,
         last=last,
         limit=limit,
+        **params,
         **wanted,
         **scope.params,
     )

@@ -144,6 +144,7 @@ def open_connection(path: Path, pragmas: str) -> sqlite3.Connection:
     """Return a connection in autocommit mode: transactions begin and end where we say so."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.row_factory = _dict_row
+    connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows no letters outside ASCII
     try:
         _run_pragmas(connection, f"{ALL_PRAGMAS} {pragmas}")
     except sqlite3.Error:
@@ -161,6 +162,10 @@ def open_connection(path: Path, pragmas: str) -> sqlite3.Connection:
 def _run_pragmas(connection: sqlite3.Connection, pragmas: str) -> None:
     """Retry while another process switches the file to WAL: busy_timeout does not cover that."""
     connection.executescript(pragmas)
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _dict_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from broker.api.http.pagination import PageQuery, cursor_text
-from broker.api.http.query import EMPTY, FLAG_TEXT, ParsedText, QueryModel, one_of_text
+from broker.api.http.query import EMPTY, FLAG_TEXT, NAME_TEXT, ParsedText, QueryModel, one_of_text
 from broker.orders import Qualifier
 from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
@@ -45,8 +45,26 @@ class DeletionQuery(QueryModel):
     cancel_only: Annotated[bool, FLAG_TEXT, Field(description="cancel, but delete nothing")] = False
 
 
+MAX_SEARCH_CHARS: Final = 200
+MAX_SEARCH_WORDS: Final = 10
+
+
+def _parse_search(text: str) -> tuple[str, ...]:
+    words = text.split()
+    if len(text) > MAX_SEARCH_CHARS or len(words) > MAX_SEARCH_WORDS:
+        raise ValueError(f"must be at most {MAX_SEARCH_WORDS} words, of {MAX_SEARCH_CHARS} characters together")
+    return tuple(words)
+
+
+_SEARCH_TEXT: Final = ParsedText(_parse_search, {"type": "string", "maxLength": MAX_SEARCH_CHARS})
+
+
 class TaskListQuery(PageQuery):
     status: Annotated[str | None, one_of_text(STATUS_FILTERS), Field(description="only these")] = None
+    q: Annotated[
+        tuple[str, ...], _SEARCH_TEXT, Field(description="words that occur in the prompt, in upper or lower case")
+    ] = ()
+    model: Annotated[str | None, NAME_TEXT, Field(description="only of this model, by its name or an alias")] = None
     cursor: Annotated[tuple[float, str] | None, cursor_text("task")] = None
 
 

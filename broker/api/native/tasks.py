@@ -43,6 +43,7 @@ from broker.api.native.schemas import (
     TaskListQuery,
 )
 from broker.api.native.task_cache import TaskCache
+from broker.catalog import Catalog
 from broker.errors import ApiError
 from broker.i18n import Language, Messages
 from broker.ordering.service import CreatedTasks, OrderService
@@ -50,6 +51,7 @@ from broker.orders import Plan
 from broker.presenter import TaskData
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
+from broker.tasks.pins import TaskPins
 from broker.tasks.queries import TaskQueries
 from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
@@ -66,6 +68,8 @@ class TaskRoutes:
     queries: TaskQueries
     canceler: TaskCanceler
     deleter: TaskDeleter
+    pins: TaskPins
+    catalog: Catalog
     cache: TaskCache
     messages: Messages
     max_form_bytes: int
@@ -173,10 +177,18 @@ class TaskRoutes:
                         yield ServerSentEvent(current.body.decode(), id=last, sep="\n")
 
     async def list_tasks(self, request: Request) -> Response:
-        """List tasks, newest first."""
+        """List your own tasks, newest first.
+
+        `q` searches their prompts.
+        """
         query = TaskListQuery.read(request)
         tasks = await self.queries.list_newest(
-            principal_of(request).scope, status=query.status, limit=query.limit + 1, before=query.cursor
+            principal_of(request).scope,
+            status=query.status,
+            limit=query.limit + 1,
+            before=query.cursor,
+            model=self.catalog.resolve(query.model).name if query.model else None,
+            words=query.q,
         )
         page, next_cursor = split_page(tasks, query.limit, lambda task: (task.created_at, task.id))
         language = requested_language(request)
@@ -194,6 +206,24 @@ class TaskRoutes:
             await self.deleter.delete_task(task_id, scope)
             return Response(status_code=204)
         task = await self.canceler.cancel_task(task_id, scope)
+        return data_response(await self.cache.task_data(task, requested_language(request)))
+
+    async def pin_task(self, request: Request) -> Response:
+        """Pin a task: keep it beyond retention.
+
+        It stays with its images until it is unpinned or deleted; `expiresAt` is null. A task that has not ended can be
+        pinned as well.
+        """
+        task = await self.pins.pin_task(request.path_params["id"], principal_of(request).scope)
+        return data_response(await self.cache.task_data(task, requested_language(request)))
+
+    async def unpin_task(self, request: Request) -> Response:
+        """Unpin a task.
+
+        It is deleted when it would have been without the pin. If that time is over, it is deleted at once: the response
+        is 200 or 410 then.
+        """
+        task = await self.pins.unpin_task(request.path_params["id"], principal_of(request).scope)
         return data_response(await self.cache.task_data(task, requested_language(request)))
 
     # -- batches

@@ -31,7 +31,7 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
 from storage.sql.rows import insert_row
-from storage.sql.scope import EVERYTHING
+from storage.sql.scope import EVERYTHING, Scope
 from storage.states import STATUS_FILTERS, TaskState
 from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
@@ -318,6 +318,28 @@ async def test_pages_contain_every_task_once(database: Any, status: str | None) 
     assert [task.id for task in seen] == [
         task.id for task in sorted(expected, key=lambda t: (t.created_at, t.id), reverse=True)
     ]
+
+
+async def test_list_can_be_searched_for_words_of_the_prompt(database: Any) -> None:
+    prompts = ["a red Fox", "Рыжая ЛИСА", "一只红狐狸", "100% fox_trot!", "100 fox trots"]
+    mine, other = Scope(owner="me"), Scope(owner="other")
+    tasks = [a_task(number, caller="me", prompt=prompt) for number, prompt in enumerate(prompts)]
+    rows = await add(database, *tasks, a_task(9, caller="other", prompt="a red fox", model="nano-banana-pro"))
+
+    async def found(scope: Scope, *words: str, model: str | None = None, limit: int = 9) -> list[str]:
+        page = await rows.list_newest(scope, status=None, limit=limit, before=None, model=model, words=words)
+        return [task.prompt for task in page]
+
+    assert await found(mine, "FOX") == [prompts[4], prompts[3], prompts[0]]
+    assert await found(mine, "FOX", limit=1) == [prompts[4]]
+    assert await found(mine, "fox", "red") == [prompts[0]]
+    assert await found(mine, "лиса", "РЫЖАЯ") == [prompts[1]]
+    assert await found(mine, "红狐") == [prompts[2]]
+    assert await found(mine, "0%") == [prompts[3]]
+    assert await found(mine, "x_t") == [prompts[3]]
+    assert await found(mine, "t!") == [prompts[3]]
+    assert await found(mine, "dog") == await found(mine, "fox", model="nano-banana-pro") == []
+    assert await found(other, model="nano-banana-pro") == ["a red fox"]
 
 
 async def test_queue_ids_are_in_the_order_of_submission(database: Any) -> None:
