@@ -195,6 +195,9 @@ class Quote:
     """The same in USD."""
     max_usd_price: float | None
     """The most that one image can cost, by the price tables of all candidates; None if one is unknown."""
+    max_house_usd: float | None
+    """The most of it that the operator pays: without candidates that are accounts of the owner's own. It is what
+    budgets and quotas count."""
     is_metered: bool = False
     """True if a candidate charges by use: its price is that of a usual image, and has no upper bound."""
     deadline_seconds: float | None = None

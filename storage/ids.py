@@ -86,5 +86,15 @@ def new_account_name(provider: str) -> str:
     return f"{provider}{ACCOUNT_MARK}{secrets.token_hex(8)}"
 
 
+def provider_of(account: str) -> str:
+    """Return the provider of an account in tasks and attempts; an account of the operator has its name."""
+    return account.partition(ACCOUNT_MARK)[0]
+
+
+def is_own_account(account: str) -> bool:
+    """Return whether an account belongs to a user, who pays what is ordered there."""
+    return ACCOUNT_MARK in account
+
+
 ACCOUNT_MARK: Final = "@"
-"""Separates a provider from the number of a user's account there; an account of the operator has none."""
+"""Separates a provider from the number of a user's account there."""

@@ -64,7 +64,7 @@ class DailyBudget:
         state = await self.read_state()
         if state is None:
             return
-        if any(quote.max_usd_price is None for quote in quotes):
+        if any(quote.max_house_usd is None for quote in quotes):
             raise ApiError(
                 "quota_exceeded",
                 "The price of this order is not known, so it cannot be reserved in the daily budget "
@@ -89,7 +89,7 @@ class DailyBudget:
 
     def share_of_task(self, quote: Quote) -> int | None:
         """Return the reservation of each task of an order, in millionths of a USD; None without a budget."""
-        return None if self.limit_usd is None else to_micros(quote.max_usd_price or 0.0)
+        return None if self.limit_usd is None else to_micros(quote.max_house_usd or 0.0)
 
     def reserve(self, quotes: Sequence[Quote], created_at: float) -> list[Statement]:
         """Return the statement that reserves orders; `Stale` if they do not fit. Empty without a budget.
@@ -103,7 +103,7 @@ class DailyBudget:
 
 def _most_micros(quotes: Sequence[Quote]) -> int:
     """Return the most that orders can cost, in millionths of a USD."""
-    return sum(to_micros(quote.max_usd_price or 0.0) * quote.count for quote in quotes)
+    return sum(to_micros(quote.max_house_usd or 0.0) * quote.count for quote in quotes)
 
 
 def _usd(micros: int) -> str:

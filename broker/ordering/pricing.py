@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from broker.catalog import ProviderTerms
 from broker.orders import Order, Quote
 from broker.providers.base import Provider
+from storage.ids import is_own_account
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class PriceTable:
         """Return the most that one image can cost in USD if these providers may get the order; None if unknown."""
         prices = [self.usd_price(name, order) for name in names]
         known = [price for price in prices if price is not None]
-        return max(known) * self.max_billed_attempts if len(known) == len(prices) else None
+        return max(known, default=0.0) * self.max_billed_attempts if len(known) == len(prices) else None
 
     def make_quote(self, candidates: Sequence[str], order: Order, count: int) -> Quote:
         """Return the quote of `count` images. candidates: the providers that may get the order, best first."""
@@ -42,6 +43,7 @@ class PriceTable:
             unit=first.get("unit"),
             usd_price=self.usd_price(candidates[0], order),
             max_usd_price=self.max_usd_price(candidates, order),
+            max_house_usd=self.max_usd_price([name for name in candidates if not is_own_account(name)], order),
             deadline_seconds=max(deadlines, default=None),
             is_metered=any(self.terms(name).is_metered for name in candidates),
         )
