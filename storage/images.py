@@ -6,9 +6,10 @@ A thumbnail belongs to the owner of its image and has its position; it is delete
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from storage.ids import owner_key
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, in_clause, insert_row
 
@@ -57,8 +58,16 @@ class Images:
         return {row["owner"] for row in rows}
 
     def insert_image(self, image: StoredImage) -> Statement:
-        """Insert the image unless it exists. Lock the task of a result first: it may have been canceled."""
-        return insert_row("images", image, "ON CONFLICT (owner, kind, position) DO NOTHING")
+        """Insert the image unless it exists. Lock the task of a result first: it may have been canceled.
+
+        It follows the insertion of its tasks, whose caller it belongs to.
+        """
+        column, value = owner_key(image.owner)
+        caller = f"coalesce((SELECT caller FROM tasks WHERE {column} = :task LIMIT 1), '')"
+        statement = insert_row(
+            "images", image, "ON CONFLICT (owner, kind, position) DO NOTHING", computed={"caller": caller}
+        )
+        return replace(statement, params={**statement.params, "task": value})
 
     def delete_of_owners(self, owners: Sequence[str]) -> Statement:
         """Delete all images of these owners, with thumbnails."""

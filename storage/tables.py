@@ -18,6 +18,7 @@ from storage.idempotency import AnswerSenders, IdempotencyRecords
 from storage.images import Images
 from storage.ledger import Ledger
 from storage.limits.budgets import Budgets
+from storage.limits.owner_usage import OwnerUsage
 from storage.limits.provider_limits import ProviderLimits
 from storage.limits.rate_limits import RateLimits
 from storage.sql.database import Database
@@ -46,6 +47,7 @@ class Tables:
         self.answer_senders = AnswerSenders(database)
         self.provider_limits = ProviderLimits(database)
         self.budgets = Budgets(database)
+        self.owner_usage = OwnerUsage(database)
         self.rate_limits = RateLimits(database)
         self.periodic_jobs = PeriodicJobs(database)
         self.users = Users(database)

@@ -52,7 +52,8 @@ class Task:
     back. callback_url: receives the webhook of the end; may hold a secret. deadline_at: end of the time for this
     state. ended_at: when an end was first shown to the caller. cost, cost_usd: of the result, in its provider's unit
     and in USD. reserved: its part of the daily budget when it was created, in millionths of a USD, replaced in the
-    database when it ends; None without a budget.
+    database when it ends; None without a budget. owner_images, owner_micros: what it counts as in the usage of its
+    owner, in images and in millionths of a USD, replaced in the same way; None if its owner has no quotas.
     entered_at: when it came into this state. sent_at, finished_at: when the current attempt was submitted, and when its
     result was ready. provider_state, provider_percent: the provider's own word for its progress, if it has any.
     """
@@ -102,6 +103,8 @@ class Task:
     cost: float | None = None
     cost_usd: float | None = None
     reserved: int | None = None
+    owner_images: int | None = None
+    owner_micros: int | None = None
     created_at: float
     updated_at: float
     ended_at: float | None = None

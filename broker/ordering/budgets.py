@@ -42,11 +42,11 @@ class DailyBudget:
     limit_usd: float | None
     """None: no budget, and nothing is reserved."""
 
-    async def read_state(self) -> BudgetState | None:
-        """Return the budget of today; None without a budget."""
+    async def read_state(self, at: float | None = None) -> BudgetState | None:
+        """Return the budget of the day of a moment, today if None; None without a budget."""
         if self.limit_usd is None:
             return None
-        day = day_of(self.clock.now())
+        day = day_of(self.clock.now() if at is None else at)
         return BudgetState(
             limit_micros=to_micros(self.limit_usd),
             used_micros=await self.budgets.get_used(day),
@@ -59,9 +59,12 @@ class DailyBudget:
         amounts = {} if state is None else {"limit": state.limit_micros, "used": state.used_micros}
         return {name: micros / MICROS_PER_USD for name, micros in amounts.items()}
 
-    async def check(self, *quotes: Quote) -> None:
-        """Raise `ApiError("quota_exceeded")`, with the time of reset, if orders with these quotes do not fit."""
-        state = await self.read_state()
+    async def check(self, *quotes: Quote, at: float | None = None) -> None:
+        """Raise `ApiError("quota_exceeded")`, with the time of reset, if orders with these quotes do not fit.
+
+        at: when they are created, now if None.
+        """
+        state = await self.read_state(at)
         if state is None:
             return
         if any(quote.max_house_usd is None for quote in quotes):
@@ -84,7 +87,7 @@ class DailyBudget:
                 f"{can_cost}, and {_usd(state.left_micros)} USD are left of the daily budget of "
                 f"{_usd(state.limit_micros)} USD (BROKER_DAILY_BUDGET). It resets at {iso(state.resets_at)}.",
                 retryable=True,
-                retry_after=state.resets_at - self.clock.now(),
+                retry_after=max(1.0, state.resets_at - self.clock.now()),
             )
 
     def share_of_task(self, quote: Quote) -> int | None:

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from broker.errors import ApiError
+from broker.ordering.quotas import OrderNeeds
 from broker.ordering.references import hash_source
 from broker.orders import DEFAULT_PRIORITY, PRIORITIES, Order, OrderRequest, Plan, Quote
 from storage.batches import StoredBatch
 from storage.idempotency import IdempotencyRecord
 from storage.ids import new_task_id
 from storage.images import StoredImage
+from storage.limits.owner_usage import counted_bytes
 from storage.tasks import Task
 
 
@@ -65,6 +67,11 @@ class OrderWriting:
     quotes: Sequence[Quote]
     details: BatchDetails | None
 
+    @property
+    def needs(self) -> OrderNeeds:
+        """What the orders need of the quotas of their owner."""
+        return OrderNeeds.from_quotes(self.quotes, sum(counted_bytes(image.size) for image in self.references))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskBase:
@@ -76,28 +83,38 @@ class TaskBase:
     deadline_at: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskShares:
+    """What each task of an order reserves, as in `Task`."""
+
+    reserved: int | None
+    owner_images: int | None
+    owner_micros: int | None
+
+
 def build_tasks(
     orders: Sequence[PlannedOrder],
     references: Sequence[Sequence[StoredImage]],
     *,
     base: TaskBase,
-    share_of_task: Callable[[Quote], int | None],
+    shares_of_task: Callable[[Quote], TaskShares],
 ) -> tuple[Task, ...]:
-    """Return the tasks of orders, in order. references: of each order. share_of_task: its reservation in the budget."""
+    """Return the tasks of orders, in order. references: of each order. shares_of_task: its reservations."""
     ids = iter(sorted(new_task_id() for order in orders for _ in range(order.request.count)))  # the order of reading
     return tuple(
-        _build_task(next(ids), order, images, base, share_of_task(order.plan.quote))
+        _build_task(next(ids), order, images, base, shares_of_task(order.plan.quote))
         for order, images in zip(orders, references, strict=True)
         for _ in range(order.request.count)
     )
 
 
 def _build_task(
-    task_id: str, planned: PlannedOrder, references: Sequence[StoredImage], base: TaskBase, reserved: int | None
+    task_id: str, planned: PlannedOrder, references: Sequence[StoredImage], base: TaskBase, shares: TaskShares
 ) -> Task:
     request, plan, order = planned.request, planned.plan, planned.plan.order
     return Task(
         **vars(base),
+        **vars(shares),
         id=task_id,
         due_at=base.created_at,
         provider=plan.candidates[0],
@@ -105,7 +122,6 @@ def _build_task(
         requested_provider=request.provider,
         routes=tuple(route.to_column() for route in plan.routes),
         priority=PRIORITIES.index(request.priority),
-        reserved=reserved,
         mode=order.mode,
         **order.params.to_columns(),
         references=tuple(_reference_columns(reference) for reference in references),

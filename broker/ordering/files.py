@@ -16,10 +16,13 @@ from broker.errors import ApiError, DownloadError
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
+from broker.ordering.quotas import OwnerQuotas
 from storage.blobs.store import BlobMissing, BlobReader, BlobStore
+from storage.errors import StorageError
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.ids import new_file_id, new_file_owner, new_upload_id, new_upload_owner
+from storage.limits.owner_usage import OwnerUse, counted_bytes
 from storage.sql.database import Database, Stale, Statement
 from uploads.intake import Intake
 from uploads.structure import InvalidImage
@@ -31,6 +34,8 @@ MAX_METADATA: Final = 100
 MAX_UPLOAD_PARTS: Final = 1000
 """Of a resumable upload; each is a file until the last one has arrived."""
 WRITE_BYTES: Final = 256 * 1024
+MAX_WRITES: Final = 3
+"""Tries to write a row while others change what is left of the caller's quota."""
 _CHOSEN_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
 
@@ -63,6 +68,7 @@ class FileService:
     database: Database
     files: UploadedFiles
     uploads: ResumableUploads
+    quotas: OwnerQuotas
     blobs: BlobStore
     intake: Intake
     fetcher: Fetcher
@@ -73,7 +79,8 @@ class FileService:
     # -- finished files
 
     async def store(self, caller: str, chunks: AsyncIterable[bytes], details: FileDetails) -> UploadedFile:
-        """Validate and store a file. Raises `ApiError` for one that is not a usable image."""
+        """Validate and store a file. Raises `ApiError` for one that is not a usable image, or does not fit."""
+        await self.quotas.check(caller, OwnerUse(stored_bytes=counted_bytes(0)))  # before anything is received
         return await self._take_in(caller, chunks, details.checked())
 
     async def store_url(self, caller: str, url: str, details: FileDetails) -> UploadedFile:
@@ -134,7 +141,10 @@ class FileService:
             metadata=checked.metadata,
             created_at=self.clock.now(),
         )
-        await self.uploads.insert(upload)
+        needs = OwnerUse(stored_bytes=counted_bytes(0))
+        if size:
+            await self.quotas.check(caller, OwnerUse(stored_bytes=counted_bytes(size)))
+        await self._write_counted(caller, needs, self.uploads.insert_upload(upload))
         return upload
 
     async def get_upload(self, upload_id: str) -> ResumableUpload:
@@ -162,9 +172,14 @@ class FileService:
                 return upload
             if draft.size == 0:
                 return upload
-            size, part = draft.size, await draft.commit()
-        if not await self.uploads.append_part(upload, part.name, size):
-            raise _wrong_offset(await self.get_upload(upload.id))
+            size = draft.size
+            needs = OwnerUse(stored_bytes=counted_bytes(offset + size) - counted_bytes(offset))
+            await self.quotas.check(upload.caller, needs)  # a stored part stays until the upload ends
+            part = await draft.commit()
+        try:
+            await self._write_counted(upload.caller, needs, self.uploads.append_part(upload, part.name, size))
+        except Stale:
+            raise _wrong_offset(await self.get_upload(upload.id)) from None
         return await self.get_upload(upload.id)
 
     async def finish_upload(self, upload: ResumableUpload, offset: int, chunks: AsyncIterable[bytes]) -> UploadedFile:
@@ -228,22 +243,56 @@ class FileService:
         return stored
 
     async def _write(self, file: UploadedFile, upload: ResumableUpload | None) -> UploadedFile:
-        """Write the row, or return the one that another request for the same upload has written."""
-        finish: list[Statement] = [self.uploads.finish(upload, file.id)] if upload else []
+        """Write the row, or return the one that another request for the same upload has written. Raises `ApiError`."""
         try:
-            await self.database.transact(self.files.insert_file(file), *finish)
-        except Stale:
-            written = await self.files.get(file.caller, file.id)
-            if written is not None and written.owner == file.owner:  # the connection broke after the commit
+            if await self._insert_file(file, upload):
                 return file
+        except ApiError:
             await self.blobs.delete(file.owner)
-            current = await self.uploads.get(upload.id) if upload else None
-            if current is not None and current.finished_as:
-                return await self.get(file.caller, current.finished_as)
-            raise ApiError(
-                "conflict", f"There is a file {file.id} already: delete it, or choose another name."
-            ) from None
-        return file
+            raise
+        await self.blobs.delete(file.owner)
+        current = await self.uploads.get(upload.id) if upload else None
+        if current is not None and current.finished_as:
+            return await self.get(file.caller, current.finished_as)
+        raise ApiError("conflict", f"There is a file {file.id} already: delete it, or choose another name.")
+
+    async def _insert_file(self, file: UploadedFile, upload: ResumableUpload | None) -> bool:
+        """Insert the row, and finish the upload. Return False if there is such a file, or the upload has changed.
+
+        The bytes of the upload make room for those of the file.
+        """
+        freed = counted_bytes(upload.received) if upload else 0
+        needs = OwnerUse(stored_bytes=counted_bytes(file.size))
+        finish = [self.uploads.finish(upload, file.id)] if upload else []
+        for _ in range(MAX_WRITES):
+            room = await self.quotas.reserve_room(file.caller, needs, freeing=finish)
+            try:
+                await self.database.transact(*room, self.files.insert_file(file))
+            except Stale:
+                written = await self.files.get(file.caller, file.id)
+                if written is not None:  # ours, if the connection broke after the commit
+                    return written.owner == file.owner
+                current = await self.uploads.get(upload.id) if upload else None
+                if current != upload:
+                    return False
+                await self.quotas.check(file.caller, OwnerUse(stored_bytes=max(0, needs.stored_bytes - freed)))
+            else:
+                return True
+        raise StorageError("the file could not be written")
+
+    async def _write_counted(self, caller: str, needs: OwnerUse, statement: Statement) -> None:
+        """Run a statement if what it adds fits in the caller's quota. Raises `ApiError`, and `Stale` like it."""
+        for _ in range(MAX_WRITES):
+            room = await self.quotas.reserve_room(caller, needs)
+            try:
+                await self.database.transact(*room, statement)
+            except Stale:
+                if not room:
+                    raise
+                await self.quotas.check(caller, needs)
+            else:
+                return
+        raise Stale
 
     async def _joined(self, upload: ResumableUpload, chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
         for part in upload.parts:

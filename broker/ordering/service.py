@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from broker.clock import Clock
@@ -17,6 +18,7 @@ from broker.ordering.drafts import (
     OrderWriting,
     PlannedOrder,
     TaskBase,
+    TaskShares,
     build_tasks,
     combined_fingerprint,
     naming_order,
@@ -24,6 +26,7 @@ from broker.ordering.drafts import (
 )
 from broker.ordering.idempotency import FoundRecord, Idempotency
 from broker.ordering.plan import Planner
+from broker.ordering.quotas import OrderNeeds, OwnerQuotas
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.orders import (
@@ -31,6 +34,7 @@ from broker.orders import (
     ImageParams,
     OrderRequest,
     Plan,
+    Quote,
     Reference,
     StoredReference,
     Turn,
@@ -49,7 +53,7 @@ from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks
 
 MAX_WRITES: Final = 3
-"""Tries to write an order while others change what is left of the budget."""
+"""Tries to write an order while others change what is left of quotas and budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,7 @@ class OrderService:
     idempotency: Idempotency
     answers: OpenAnswers
     limiter: RateLimiter
+    quotas: OwnerQuotas
     budget: DailyBudget
     providers: Mapping[str, Provider]
     callback_url: Callable[[str, str, int], str | None]
@@ -102,8 +107,8 @@ class OrderService:
         """Create the durable tasks of several orders, all or none, or return those of an equal earlier request.
 
         The first one says how the request is identified. details: of a batch of different orders.
-        1. Find the idempotency record. 2. Check the rate limit, the budget and the callback URLs. 3. Store the
-        references. 4. Write tasks, references, record, rate usage and reservation in one transaction. Raises
+        1. Find the idempotency record. 2. Check the rate limit, quotas, budget and callback URLs. 3. Store the
+        references. 4. Write tasks, references, record, rate usage and reservations in one transaction. Raises
         `ApiError`; then nothing is left.
         """
         found = await self._find_record(caller, orders, details)
@@ -126,7 +131,7 @@ class OrderService:
         details: BatchDetails | None,
         record: IdempotencyRecord | None,
     ) -> CreatedTasks:
-        await self._check_limits(caller, orders)
+        await self._check_limits(caller, [order.plan.quote for order in orders])
         await self._check_callback_urls(orders, details)
         batch = new_batch_id()
         owner, sources = reference_owner(batch), [source for order in orders for source in order.request.sources]
@@ -137,7 +142,7 @@ class OrderService:
                 orders,
                 references,
                 base=TaskBase(caller=caller, batch=batch, created_at=now, deadline_at=now + self.policy.queue_seconds),
-                share_of_task=self.budget.share_of_task,
+                shares_of_task=partial(self._shares_of_task, caller),
             )
             writing = OrderWriting(
                 tasks=tasks,
@@ -146,7 +151,7 @@ class OrderService:
                 quotes=[order.plan.quote for order in orders],
                 details=details,
             )
-            created = await self._write(writing, orders)
+            created = await self._write(writing)
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
         except Exception:
@@ -159,9 +164,15 @@ class OrderService:
                 self._count_routes(order.plan, order.request.count)
         return created
 
-    async def _check_limits(self, caller: str, orders: Sequence[PlannedOrder]) -> None:
-        await self.limiter.check_allowance(caller, sum(order.request.count for order in orders))
-        await self.budget.check(*(order.plan.quote for order in orders))
+    async def _check_limits(self, caller: str, quotes: Sequence[Quote]) -> None:
+        """Raise `ApiError` for an order that does not fit now; the sizes of its references are not known yet."""
+        await self.limiter.check_allowance(caller, sum(quote.count for quote in quotes))
+        await self.quotas.check_order(caller, OrderNeeds.from_quotes(quotes, 0))
+        await self.budget.check(*quotes)
+
+    def _shares_of_task(self, caller: str, quote: Quote) -> TaskShares:
+        images, micros = self.quotas.shares_of_task(caller, quote)
+        return TaskShares(reserved=self.budget.share_of_task(quote), owner_images=images, owner_micros=micros)
 
     async def _check_callback_urls(self, orders: Sequence[PlannedOrder], details: BatchDetails | None) -> None:
         urls = [order.request.callback_url for order in orders] + [*(details.callback_urls if details else ())]
@@ -190,6 +201,7 @@ class OrderService:
 
         Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
+        await self.quotas.check_order(caller, OrderNeeds.from_quotes([plan.quote], 0))
         await self.budget.check(plan.quote)
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(caller, request, plan.order.params.model)
@@ -241,23 +253,25 @@ class OrderService:
             retry_seconds=first.retry_seconds,
         )
 
-    async def _write(self, writing: OrderWriting, orders: Sequence[PlannedOrder]) -> CreatedTasks:
+    async def _write(self, writing: OrderWriting) -> CreatedTasks:
         """Write everything in one transaction, or return the tasks of the request that was quicker.
 
-        Repeated if what the rate limit and the budget allow changed between the check and the transaction. Raises
-        `ApiError` if the orders do not fit in either.
+        Repeated if what rate limit, quotas and budget allow changed between the check and the transaction. Raises
+        `ApiError` if the orders do not fit in one of them.
         """
         tasks, record = writing.tasks, writing.record
-        statements = self._statements(writing)
+        caller, created_at = tasks[0].caller, tasks[0].created_at
         for _ in range(MAX_WRITES):
             try:
-                await self.database.transact(*statements, wake=(DUE_CHANNEL,))
+                await self.database.transact(*await self._statements(writing), wake=(DUE_CHANNEL,))
             except Stale:
                 if (repeated := await self._find_winner(record)) is not None:
                     return repeated
                 if await self.tasks.get(tasks[0].id) is not None:
                     break  # the connection broke after the commit, and the second run was rejected
-                await self._check_limits(tasks[0].caller, orders)
+                await self.limiter.check_allowance(caller, len(tasks))
+                await self.quotas.check_order(caller, writing.needs, at=created_at)
+                await self.budget.check(*writing.quotes, at=created_at)
             else:
                 break
         else:
@@ -272,11 +286,12 @@ class OrderService:
         )
         return CreatedTasks(tasks=tasks, record=record)
 
-    def _statements(self, writing: OrderWriting) -> list[Statement]:
+    async def _statements(self, writing: OrderWriting) -> list[Statement]:
         first = writing.tasks[0]
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(writing.record)] if writing.record else []
         statements.append(self.limiter.acquire(first.caller, len(writing.tasks)))
+        statements += await self.quotas.reserve_order(first.caller, writing.needs, first.created_at)
         statements += self.budget.reserve(writing.quotes, first.created_at)
         statements += [self.tasks.insert_task(task) for task in writing.tasks]
         statements += [self.images.insert_image(reference) for reference in writing.references]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from broker.accounts.quotas import make_limits
 from broker.callbacks.inbox import CallbackInbox
 from broker.callbacks.probe import ReachabilityProbe
 from broker.callbacks.receive import CallbackReceiver
@@ -25,6 +26,7 @@ from broker.ordering.idempotency import Idempotency
 from broker.ordering.own_images import OwnImages
 from broker.ordering.plan import Planner
 from broker.ordering.pricing import PriceTable
+from broker.ordering.quotas import OwnerQuotas
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
@@ -71,7 +73,7 @@ class Services(AccountServices):
 
     @cached_property
     def pins(self) -> TaskPins:
-        return TaskPins(queries=self.queries, transitions=self.transitions)
+        return TaskPins(queries=self.queries, transitions=self.transitions, read_limit=self.quotas.read_pin_limit)
 
     @cached_property
     def eta(self) -> EtaEstimator:
@@ -94,7 +96,6 @@ class Services(AccountServices):
             policy=self.policy,
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
-            budgets=self.tables.budgets,
             outbox=Outbox(clock=self.clock, tables=self.tables, formats=self.webhook_formats),
             metrics=self.metrics,
             router=self.router,
@@ -246,6 +247,7 @@ class Services(AccountServices):
             limiter=RateLimiter(
                 clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
             ),
+            quotas=self.quotas,
             budget=self.budget,
             providers=self.providers,
             callback_url=self.callback_url,
@@ -260,6 +262,7 @@ class Services(AccountServices):
             database=self.database,
             files=self.tables.uploaded_files,
             uploads=self.tables.resumable_uploads,
+            quotas=self.quotas,
             blobs=self.blobs,
             intake=self.intake,
             fetcher=self.fetcher,
@@ -271,6 +274,16 @@ class Services(AccountServices):
     @cached_property
     def budget(self) -> DailyBudget:
         return DailyBudget(clock=self.clock, budgets=self.tables.budgets, limit_usd=self.settings.daily_budget)
+
+    @cached_property
+    def quotas(self) -> OwnerQuotas:
+        return OwnerQuotas(
+            clock=self.clock,
+            users=self.tables.users,
+            usage=self.tables.owner_usage,
+            rows=self.tables.rate_limits,
+            defaults=make_limits(self.settings.user_quotas),
+        )
 
     @cached_property
     def prices(self) -> PriceTable:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, PositiveInt, PrivateAttr, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings
 
 from broker.settings.stores import StoreSettings
@@ -76,6 +76,7 @@ Origin = Annotated[
 ]
 HostAndPort = Annotated[str, matching(HOST_AND_PORT, "use host or host:port, separated by commas, without http://")]
 SigningKey = Annotated[SecretStr, AfterValidator(_check_signing_key)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)]
 
 
@@ -140,6 +141,11 @@ class Settings(StoreSettings):
     max_file_size: PositiveInt = env("MAX_FILE_SIZE", "NEXT_PUBLIC_MAX_FILE_SIZE", default=10_485_760)
     max_concurrent: PositiveInt | None = env("MAX_CONCURRENT_GENERATIONS", "MAX_WORKERS")
     daily_budget: float | None = env("BROKER_DAILY_BUDGET", gt=0, le=1_000_000, allow_inf_nan=False)
+    user_daily_images: Count | None = env("BROKER_USER_DAILY_IMAGES")
+    user_daily_budget: float | None = env("BROKER_USER_DAILY_BUDGET", ge=0, le=1_000_000, allow_inf_nan=False)
+    user_in_flight: Count | None = env("BROKER_USER_IN_FLIGHT")
+    user_pins: Count | None = env("BROKER_USER_PINS")
+    user_bytes: Count | None = env("BROKER_USER_BYTES")
     rate_per_minute: PositiveInt = env("RATE_LIMIT_PER_MINUTE", default=60)
     request_timeout: Seconds = env("REQUEST_TIMEOUT_SECONDS", default=120)
     max_connections: PositiveInt = env("MAX_CONNECTIONS", default=100)
@@ -154,6 +160,17 @@ class Settings(StoreSettings):
     def old_secrets(self) -> tuple[bytes, ...]:
         """Values of SECRET_KEY before the current one."""
         return tuple(secret.get_secret_value().encode() for secret in self.old_secret_keys)
+
+    @property
+    def user_quotas(self) -> Mapping[str, int | float | None]:
+        """The limits of every user, and of every API key without a user, by the names of quotas; None: no limit."""
+        return {
+            "images": self.user_daily_images,
+            "usd": self.user_daily_budget,
+            "in_flight": self.user_in_flight,
+            "pins": self.user_pins,
+            "bytes": self.user_bytes,
+        }
 
     def secret_values(self) -> frozenset[str]:
         """Return every secret of these settings and of the packages, and the passwords in addresses."""

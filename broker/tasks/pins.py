@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from broker.errors import ApiError
+from broker.accounts.quotas import QuotaExceeded, QuotaState
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
@@ -21,16 +21,18 @@ class TaskPins:
 
     queries: TaskQueries
     transitions: Transitions
+    read_limit: Callable[[str], Awaitable[int | None]]
+    """Owner → how many pinned tasks it may have, over all processes; None: any number."""
 
-    async def pin_task(self, task_id: str, scope: Scope, *, limit: int | None = None) -> Task:
+    async def pin_task(self, task_id: str, scope: Scope) -> Task:
         """Keep a task, ended or not, beyond retention; return it.
 
-        limit: of the pinned tasks of its owner, over all processes; None for none. Raises `ApiError`: quota_exceeded,
-        or like `TaskQueries.get`.
+        Raises `ApiError`: quota_exceeded, or like `TaskQueries.get`.
         """
         task = await self.queries.get(task_id, scope)
         if task.pinned_at is not None:
             return task
+        limit = await self.read_limit(task.caller)
         applied = await self.transitions.apply(
             task,
             lambda row, _: lifecycle.pin(row, self.transitions.clock.now(), self.transitions.policy),
@@ -39,7 +41,9 @@ class TaskPins:
         )
         task = await self.queries.get(task_id, scope)
         if applied is None or task.pinned_at is None:
-            raise ApiError("quota_exceeded", f"You have pinned {limit} tasks, which is the limit. Unpin one first.")
+            state = QuotaState(name="pins", limit=limit, used=limit or 0, left=0, resets_at=None)
+            message = f"You have pinned {limit} tasks, which is the limit. Unpin one first."
+            raise QuotaExceeded(message, state, retry_after=None)
         return task
 
     async def unpin_task(self, task_id: str, scope: Scope) -> Task:

@@ -145,6 +145,7 @@ class Retention:
         await _repeat_in_batches(tables.batches.delete_before, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
         await tables.budgets.delete_older(now)
+        await _repeat_in_batches(tables.owner_usage.delete_older, now)
         for uploads in (tables.uploaded_files, tables.resumable_uploads):
             await _repeat_in_batches(partial(self._delete_uploads, uploads), before)
         if await tables.periodic_jobs.try_acquire("sweep", now=now, every=SWEEP_SECONDS):

@@ -1,7 +1,7 @@
 """Transitions: the only way in which a task changes.
 
-A decision is applied to the row as it is now, in one compare-and-set transaction: row, ledger line, budget, outbox
-event. When another process was quicker, the same pure decision is made again on the row as it is then.
+A decision is applied to the row as it is now, in one compare-and-set transaction: row, ledger line, budget and quotas,
+outbox event. When another process was quicker, the same pure decision is made again on the row as it is then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from storage.attempts import Attempt, Attempts
-from storage.limits.budgets import Budgets
+from storage.limits.settlement import settle_task
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel
@@ -42,7 +42,6 @@ class Transitions:
     policy: TaskPolicy
     tasks: Tasks
     attempts: Attempts
-    budgets: Budgets
     outbox: Outbox
     metrics: Metrics
     router: Router
@@ -81,7 +80,7 @@ class Transitions:
                 ledger = [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
             events = await self.outbox.enqueue_event(task, replace(task, **values))
             update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
-            settling = self.budgets.settle(task) if _must_settle(task, changes) else []
+            settling = settle_task(task) if _must_settle(task, changes) else []
             change = (*events.guards, update, *ledger, *settling, *events.statements, *also)
             begun = self.clock.monotonic()
             try:
@@ -203,9 +202,7 @@ class Transitions:
 
 
 def _must_settle(task: Task, changes: Changes) -> bool:
-    """Return whether a change ends a task that holds a part of a budget, or changes what an ended one cost."""
-    if task.reserved is None:
-        return False
+    """Return whether a change ends a task, or changes what an ended one cost."""
     return "ended_at" in changes.task or (task.ended_at is not None and bool(changes.attempt))
 
 

@@ -47,19 +47,17 @@ class ResumableUploads:
         sql = "SELECT * FROM resumable_uploads WHERE id = :id"
         return await fetch_one_as(self.database, ResumableUpload, sql, id=upload_id)
 
-    async def insert(self, upload: ResumableUpload) -> None:
-        await self.database.transact(insert_row("resumable_uploads", upload))
+    def insert_upload(self, upload: ResumableUpload) -> Statement:
+        return insert_row("resumable_uploads", upload)
 
-    async def append_part(self, upload: ResumableUpload, blob: str, size: int) -> bool:
-        """Add a part at the end of what was received. Return False if another request was quicker."""
-        sql = """UPDATE resumable_uploads SET parts = :parts, received = :received, last_received = :seen
-            WHERE id = :id AND received = :seen AND finished_as = ''"""
+    def append_part(self, upload: ResumableUpload, blob: str, size: int) -> Statement:
+        """Add a part at the end of what was received; `Stale` if another request was quicker."""
         values = to_columns({"parts": (*upload.parts, blob)})
-        return (
-            await self.database.execute(
-                sql, id=upload.id, seen=upload.received, received=upload.received + size, **values
-            )
-            == 1
+        return Statement(
+            sql="""UPDATE resumable_uploads SET parts = :parts, received = :received, last_received = :seen
+                WHERE id = :id AND received = :seen AND finished_as = ''""",
+            params={"id": upload.id, "seen": upload.received, "received": upload.received + size, **values},
+            must_change=True,
         )
 
     def finish(self, upload: ResumableUpload, file_id: str) -> Statement:

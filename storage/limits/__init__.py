@@ -1,1 +1,1 @@
-"""Limits that all processes share: of the providers' keys, of each caller's rate, and the daily budget."""
+"""Limits that all processes share: of the providers' keys, of each caller's rate and usage, and the daily budget."""

@@ -1,8 +1,8 @@
 """Daily budgets: what the tasks of each UTC day may cost or have cost, in millionths of a USD.
 
 A task created under a budget holds a reservation (`tasks.reserved`): the most that it can cost until it ends, and from
-then on what its attempts cost. `used` of a day is the sum of the reservations of the tasks created on that day,
-purged ones included; both change in one transaction, so each reservation is settled once.
+then on what its attempts cost (`storage.limits.settlement`). `used` of a day is the sum of the reservations of the
+tasks created on that day, purged ones included; both change in one transaction, so each reservation is settled once.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ from typing import Final
 
 from storage.ledger import KEPT_DAYS, SECONDS_PER_DAY
 from storage.sql.database import Database, Statement
-from storage.tasks import Task
 
 MICROS_PER_USD: Final = 1_000_000
-
-# billed: what it cost; unknown: its price stays reserved; the provider bills a second job of the attempt too
-_SPENT: Final = f"""(SELECT CAST(coalesce(sum(round({MICROS_PER_USD} * coalesce(usd_per_unit, 0.0) * (
-        CASE billed WHEN 'no' THEN 0.0 WHEN 'yes' THEN coalesce(cost, price, 0.0) ELSE coalesce(price, 0.0) END
-        + coalesce(duplicate_cost, 0.0)))), 0) AS BIGINT) FROM attempts WHERE task_id = :id)"""
 
 
 def to_micros(usd: float) -> int:
@@ -47,6 +41,7 @@ class Budgets:
     def reserve(self, day: int, amount: int, *, limit: int) -> Statement:
         """Reserve an amount of a day; `Stale` if more than `limit` would be used then. Millionths of a USD.
 
+        An amount of 0 always fits, also in a day whose costs exceed its limit.
         For the transaction that creates the tasks whose reservations it is the sum of.
         """
         return Statement(
@@ -54,25 +49,10 @@ class Budgets:
                 SELECT CAST(:day AS BIGINT), CAST(:amount AS BIGINT)
                 WHERE CAST(:amount AS BIGINT) <= CAST(:limit AS BIGINT)
                 ON CONFLICT (day) DO UPDATE SET used = b.used + excluded.used
-                WHERE b.used + excluded.used <= CAST(:limit AS BIGINT)""",
+                WHERE excluded.used = 0 OR b.used + excluded.used <= CAST(:limit AS BIGINT)""",
             params={"day": day, "amount": amount, "limit": limit},
             must_change=True,
         )
-
-    def settle(self, task: Task) -> list[Statement]:
-        """Replace the reservation of a task that has ended by what its attempts cost.
-
-        It follows the statements that change the task and its attempts. Repeated, it corrects the amount.
-        """
-        params = {"id": task.id}
-        return [
-            Statement(
-                sql=f"""UPDATE budget_days SET used = used + {_SPENT} - (SELECT reserved FROM tasks WHERE id = :id)
-                    WHERE day = :day""",
-                params={**params, "day": day_of(task.created_at)},
-            ),
-            Statement(sql=f"UPDATE tasks SET reserved = {_SPENT} WHERE id = :id", params=params),
-        ]
 
     async def delete_older(self, now: float) -> int:
         """Delete the rows of days that are more than `KEPT_DAYS` ago; return how many."""

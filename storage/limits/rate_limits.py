@@ -37,7 +37,10 @@ class RateLimits:
         return await fetch_one_as(self.database, RateUsage, sql, caller=caller)
 
     def add_usage(self, caller: str, count: int, *, limit: int, now: float) -> Statement:
-        """Count `count` images; `Stale` if more than `limit` would be used in the window then."""
+        """Count `count` images; `Stale` if more than `limit` would be used in the window then.
+
+        Like `lock_usage`, it locks the caller's row until the transaction ends.
+        """
         return Statement(
             sql=f"""INSERT INTO rate_limits AS r (caller, started_at, used) VALUES (:caller, :now, :count)
                 ON CONFLICT (caller) DO UPDATE SET
@@ -46,6 +49,14 @@ class RateLimits:
                 WHERE CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count <= :limit""",
             params={"caller": caller, "count": count, "limit": limit, "now": now},
             must_change=True,
+        )
+
+    def lock_usage(self, caller: str) -> Statement:
+        """Lock the caller's row until the transaction ends: its other transactions count one after the other."""
+        return Statement(
+            sql="""INSERT INTO rate_limits AS r (caller, started_at, used) VALUES (:caller, 0, 0)
+                ON CONFLICT (caller) DO UPDATE SET used = r.used""",
+            params={"caller": caller},
         )
 
 

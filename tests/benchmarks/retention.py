@@ -58,8 +58,8 @@ SEED: Final = (
         FROM (SELECT n, 'task_' || md5(n::text) AS name, {{now}} - 2.1 * {{day}} + n * {{day}} / {{rows}} AS at
             FROM generate_series(0, {{rows}} - 1) AS n) AS numbered""",
     _ATTEMPTS_OF,
-    """INSERT INTO images SELECT 'generated_' || md5('image' || id) || '.png', id, 'result', 0, id || '/' || md5(id),
-        'image/png', 2000000, 1024, 1024, md5(id) || md5(id), ended_at FROM tasks""",
+    """INSERT INTO images SELECT 'generated_' || md5('image' || id) || '.png', id, caller, 'result', 0,
+        id || '/' || md5(id), 'image/png', 2000000, 1024, 1024, md5(id) || md5(id), ended_at FROM tasks""",
 )
 REMEMBERED: Final = (
     f"""INSERT INTO tasks {_TASK}

@@ -118,7 +118,9 @@ async def test_task_that_is_pinned_before_its_end_is_kept_after_it(tmp_path: Pat
 async def test_concurrent_pins_of_one_owner_stop_at_the_limit(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    settings = {"database_url": await request.getfixturevalue("postgres").fresh()} if kind == "postgres" else {}
+    settings: dict[str, Any] = {"user_pins": 3}
+    if kind == "postgres":
+        settings["database_url"] = await request.getfixturevalue("postgres").fresh()
     async with still(tmp_path, SystemClock(), **settings) as services:
         key_id = new_api_key_id()
         key = ApiKey(id=key_id, digest="d", prefix="p", name="n", owner=key_id, created_at=1.0)
@@ -135,16 +137,16 @@ async def test_concurrent_pins_of_one_owner_stop_at_the_limit(
 
         pins, mine_only = services.pins, Scope(owner=key_id)
         await asyncio.gather(*(services.database.execute("DELETE FROM users") for _ in mine))  # opens connections
-        pinning = [is_pinned(pins.pin_task(task.id, mine_only, limit=3)) for task in mine]
+        pinning = [is_pinned(pins.pin_task(task.id, mine_only)) for task in mine]
         assert sum(await asyncio.gather(*pinning)) == 3
         assert await asyncio.gather(
-            *(is_pinned(pins.pin_task(task.id, Scope(owner=task.caller), limit=1)) for task in others)
+            *(is_pinned(pins.pin_task(task.id, Scope(owner=task.caller))) for task in others)
         ) == [True, True]
         (kept, *_) = await services.database.fetch(
             "SELECT id FROM tasks WHERE caller = :me AND pinned_at > 0", me=key_id
         )
-        assert await is_pinned(pins.pin_task(kept["id"], mine_only, limit=3)), "it is pinned already"
+        assert await is_pinned(pins.pin_task(kept["id"], mine_only)), "it is pinned already"
         await pins.unpin_task(kept["id"], mine_only)
-        assert await is_pinned(pins.pin_task(mine[-1].id, mine_only, limit=3)) or await is_pinned(
-            pins.pin_task(mine[0].id, mine_only, limit=3)
+        assert await is_pinned(pins.pin_task(mine[-1].id, mine_only)) or await is_pinned(
+            pins.pin_task(mine[0].id, mine_only)
         )

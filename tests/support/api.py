@@ -117,7 +117,7 @@ class ApiBroker:
             created_at=self.services.clock.now(),
         )
         image = replace(image, **changes)
-        row = vars(image)  # inserted without the checks of `insert_image`
+        row = {**vars(image), "caller": "local"}  # inserted without the checks of `insert_image`
         columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
         await self.services.database.execute(f"INSERT INTO images ({columns}) VALUES ({values})", **row)
         return image

@@ -13,9 +13,10 @@ from pydantic import Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from broker.accounts.quotas import QUOTA_NAMES, QuotaExceeded
 from broker.errors import STATUS_OF, TASK_CODES, ApiError
 from broker.i18n import Language, Messages, language_of
-from broker.presenter import Absent, OneOf, ResponseModel
+from broker.presenter import Absent, Moment, OneOf, ResponseModel
 
 T = TypeVar("T")
 
@@ -41,6 +42,19 @@ class ErrorField(ResponseModel):
     message: str
 
 
+class QuotaData(ResponseModel):
+    """One quota of a user or an API key. The amounts of usd are in USD."""
+
+    limit: Annotated[int | float | None, Field(description="null: no limit")]
+    used: Annotated[int | float, Field(description="with what unfinished orders reserve")]
+    left: int | float | None
+    resets_at: Annotated[Moment | None, Field(description="of a daily quota; null for the others")]
+
+
+class ExceededQuota(QuotaData):
+    name: Annotated[str, OneOf(QUOTA_NAMES)]
+
+
 class ErrorResponse(ResponseModel):
     """The one shape of every error."""
 
@@ -50,6 +64,7 @@ class ErrorResponse(ResponseModel):
     retryable: bool
     field: str | Absent = None
     details: list[ErrorField] | Absent = None
+    quota: Annotated[ExceededQuota | Absent, Field(description="of a user's quota that is exceeded")] = None
 
 
 class DataResponse(ResponseModel, Generic[T]):
@@ -101,6 +116,7 @@ def error_response(
         retryable=error.retryable,
         field=error.field,
         details=details if len(details) > 1 else None,
+        quota=ExceededQuota.from_object(error.state) if isinstance(error, QuotaExceeded) else None,
     )
     return json_response(response.to_document(), error.status, {**error_headers(error), **headers})
 

@@ -42,6 +42,8 @@ CREATE TABLE tasks (
     cost DOUBLE PRECISION,
     cost_usd DOUBLE PRECISION,
     reserved BIGINT,
+    owner_images BIGINT,
+    owner_micros BIGINT,
     created_at DOUBLE PRECISION NOT NULL,
     updated_at DOUBLE PRECISION NOT NULL,
     ended_at DOUBLE PRECISION,
@@ -66,6 +68,8 @@ CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitti
 CREATE INDEX tasks_newest ON tasks (created_at, id);
 CREATE INDEX tasks_newest_of_caller ON tasks (caller, created_at, id);
 CREATE INDEX tasks_batch ON tasks (batch);
+-- tasks in flight of a caller
+CREATE INDEX tasks_in_flight ON tasks (caller) WHERE ended_at IS NULL;
 -- what callers keep beyond retention
 CREATE INDEX tasks_pinned ON tasks (caller) WHERE pinned_at IS NOT NULL;
 -- durations of the newest successes
@@ -140,6 +144,7 @@ CREATE TABLE provider_pauses (
 CREATE TABLE images (
     name TEXT PRIMARY KEY,
     owner TEXT NOT NULL,
+    caller TEXT NOT NULL,
     kind TEXT NOT NULL,
     position BIGINT NOT NULL,
     blob TEXT NOT NULL,
@@ -151,6 +156,8 @@ CREATE TABLE images (
     created_at DOUBLE PRECISION NOT NULL
 );
 CREATE UNIQUE INDEX images_owner ON images (owner, kind, position);
+-- bytes of a caller's images, for the quotas of owners
+CREATE INDEX images_bytes ON images (caller, kind, size);
 
 -- batches of different orders: what was said about all of them together
 CREATE TABLE batches (
@@ -202,6 +209,7 @@ CREATE TABLE resumable_uploads (
 );
 CREATE UNIQUE INDEX resumable_uploads_owner ON resumable_uploads (owner);
 CREATE INDEX resumable_uploads_age ON resumable_uploads (created_at);
+CREATE INDEX resumable_uploads_caller ON resumable_uploads (caller);
 
 -- callback inbox. Of callbacks without proof only the newest are kept, up to a number of bytes. They form a log: the
 -- position of each is the number of bytes before it; null for proven callbacks.
@@ -411,3 +419,14 @@ CREATE INDEX provider_keys_owner ON provider_keys (owner);
 CREATE INDEX provider_keys_account ON provider_keys (account);
 CREATE INDEX provider_keys_retired ON provider_keys (retired_at) WHERE retired_at IS NOT NULL;
 CREATE INDEX provider_keys_sealing ON provider_keys (sealing_key);
+
+-- quotas: what the tasks that each private owner created on a day (UTC) count as; the sum of their `owner_images` and
+-- `owner_micros` (millionths of a USD), which settle when a task ends
+CREATE TABLE owner_usage (
+    owner TEXT NOT NULL,
+    day BIGINT NOT NULL,
+    images BIGINT NOT NULL,
+    micros BIGINT NOT NULL,
+    PRIMARY KEY (owner, day)
+);
+CREATE INDEX owner_usage_day ON owner_usage (day);

@@ -215,6 +215,7 @@ async def test_references_are_deleted_after_an_error_of_the_blob_store(tmp_path:
 
 
 _ROW = {
+    "caller": "local",
     "name": "reference_1.png",
     "kind": "reference",
     "position": 0,

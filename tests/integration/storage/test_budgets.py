@@ -14,6 +14,7 @@ import pytest
 from storage.attempts import Attempt
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import Budgets, day_of, to_micros
+from storage.limits.settlement import settle_task
 from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
@@ -76,7 +77,7 @@ async def settle(database: Any, task: Task, *attempts: Attempt) -> int:
     await database.transact(budgets.reserve(day, task.reserved or 0, limit=DOLLAR), rows.insert_task(task))
     await add_attempts(database, *(replace(attempt, task_id=task.id) for attempt in attempts))
     for _ in range(2):
-        await database.transact(*budgets.settle(task))
+        await database.transact(*settle_task(task))
     fresh = await rows.get(task.id)
     assert fresh is not None
     assert fresh.reserved == await budgets.get_used(day)
@@ -114,7 +115,7 @@ async def test_settlement_belongs_to_the_day_of_the_order(processes: list[Any]) 
     task = a_task(state=TaskState.FAILED, reserved=60_000, created_at=NOON)
     await database.transact(Budgets(database).reserve(TODAY, 60_000, limit=DOLLAR), Tasks(database).insert_task(task))
     await reserve(database, 500, day=TODAY + 1)
-    await database.transact(*Budgets(database).settle(replace(task, updated_at=NOON + 86_400)))
+    await database.transact(*settle_task(replace(task, updated_at=NOON + 86_400)))
     assert (await Budgets(database).get_used(TODAY), await Budgets(database).get_used(TODAY + 1)) == (0, 500)
 
 

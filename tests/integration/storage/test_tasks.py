@@ -24,8 +24,10 @@ from storage.idempotency import IdempotencyRecord, IdempotencyRecords
 from storage.ids import new_user_id
 from storage.images import Images, StoredImage
 from storage.limits.budgets import Budgets
+from storage.limits.owner_usage import OwnerLimits, OwnerUsage, OwnerUse
 from storage.limits.provider_limits import AccountLimits, AccountLoad, ProviderLimits
 from storage.limits.rate_limits import RateLimits
+from storage.limits.settlement import settle_task
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
@@ -477,6 +479,7 @@ async def _grow(database: Any) -> None:
     inner = database.inner
     await inner.transact(UploadedFiles(inner).insert_file(_a_file()), insert_row("resumable_uploads", _an_upload()))
     await inner.transact(Batches(inner).insert_batch(_a_batch()))
+    await inner.transact(OwnerUsage(inner).reserve("me", 1, OwnerUse(images=1), OwnerLimits()))
     for table, columns in (
         (
             "tasks",
@@ -490,6 +493,7 @@ async def _grow(database: Any) -> None:
             "'unproven_position', g",
         ),
         ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
+        ("owner_usage", "'owner', md5(g::text), 'day', 99999"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_attempts", "'delivery_id', md5(g::text)"),
@@ -615,8 +619,15 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(limits_of_callers.add_usage("me", 1, limit=5, now=NOW))
     await limits_of_callers.get("me")
     budgets = Budgets(database)
-    await database.transact(budgets.reserve(1, 1, limit=5), *budgets.settle(task))
+    await database.transact(budgets.reserve(1, 1, limit=5), *settle_task(replace(task, reserved=1, owner_images=1)))
     await budgets.get_used(1)
+    usage, needs = OwnerUsage(database), OwnerUse(images=1, in_flight=1, pins=1, stored_bytes=1)
+    most, owner = OwnerLimits(in_flight=9, pins=9, stored_bytes=10**9), "another"
+    room = usage.require_room(owner, needs, most)
+    await database.transact(limits_of_callers.lock_usage(owner), *room, usage.reserve(owner, 1, needs, most))
+    await usage.read_use(owner, 1)
+    await usage.delete_older(NOW, 5)
+    await database.transact(usage.delete_of_owner(owner))
     await records.delete_before(NOW, 5)
     fresh = await rows.get(task.id)
     assert fresh is not None
@@ -664,9 +675,10 @@ def _an_upload() -> ResumableUpload:
 
 async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:
     file, upload = _a_file(), _an_upload()
-    await uploads.insert(upload)
-    assert await uploads.append_part(upload, "b", 3)
-    assert not await uploads.append_part(upload, "b", 3), "it has changed"
+    await uploads.database.transact(uploads.insert_upload(upload))
+    await uploads.database.transact(uploads.append_part(upload, "b", 3))
+    with pytest.raises(Stale):
+        await uploads.database.transact(uploads.append_part(upload, "b", 3))
     upload = replace(upload, parts=("b",), received=3)
     assert await uploads.get("1") == upload
     await files.database.transact(files.insert_file(file), uploads.finish(upload, file.id))
