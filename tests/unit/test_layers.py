@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OURS = ("broker", "webhooks", "storage", "uploads")
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in OURS:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text("utf-8"))
+@cache
+def modules() -> tuple[tuple[str, ast.Module], ...]:
+    """Return our modules by name; parsing all of them takes more than a second."""
+    paths = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
+    return tuple((str(path.relative_to(ROOT)), ast.parse(path.read_text("utf-8"))) for path in paths)
 
 
 def test_only_settings_reads_the_environment() -> None:
@@ -45,6 +46,26 @@ def test_providers_import_neither_each_other_nor_the_registry() -> None:
         if module.startswith("broker.providers.") and module.split(".")[2] in {"registry", *(packages - {package})}
     ]
     assert guilty == []
+
+
+def test_routes_that_read_without_a_scope_are_these() -> None:
+    """CAPABILITY: public routes. EVERYTHING: orders that the same request has placed or found."""
+    users = {
+        (name, node.id)
+        for name, tree in modules()
+        if name.startswith(("broker/api/", "broker/app"))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id in {"CAPABILITY", "EVERYTHING"}
+    }
+    assert users == {
+        ("broker/api/native/task_cache.py", "CAPABILITY"),
+        ("broker/api/native/tasks.py", "CAPABILITY"),
+        ("broker/api/shared/held_answers.py", "EVERYTHING"),
+        ("broker/api/dialects/fal/runs.py", "EVERYTHING"),
+        ("broker/api/dialects/gemini/batches.py", "EVERYTHING"),
+        ("broker/api/dialects/openai/async_tasks.py", "EVERYTHING"),
+        ("broker/api/dialects/replicate/predictions.py", "EVERYTHING"),
+    }
 
 
 def _imported(node: ast.AST) -> list[str]:
