@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 Mode = Literal["text-to-image", "image-to-image"]
@@ -66,6 +66,10 @@ class TurnPart:
     """Position of the image among the references of the order."""
     signature: str | None = None
     """Byte for byte as the provider wrote it."""
+    output: str | None = None
+    """Of an image that an earlier task made: what stands for it in `Turn.content`."""
+    is_past: bool = False
+    """True for an image that only a provider with a history gets, because a later image shows more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +78,24 @@ class Turn:
 
     role: Literal["user", "model"]
     parts: tuple[TurnPart, ...]
+    task: str | None = None
+    """Id of the earlier task whose model made this turn; None for a turn that the caller wrote out."""
+    content: str | None = field(default=None, repr=False)
+    """The same turn as `Finished.turn` had it, for an order at the provider that wrote it; read from the earlier task,
+    and not stored again."""
 
     def to_column(self) -> dict[str, Any]:
         """Return the entry of this turn in a task."""
-        parts = [{name: value for name, value in vars(part).items() if value is not None} for part in self.parts]
-        return {"role": self.role, "parts": parts}
+        parts = [
+            {name: value for name, value in vars(part).items() if value is not None and value is not False}
+            for part in self.parts
+        ]
+        return {"role": self.role, "parts": parts} | ({"task": self.task} if self.task else {})
 
     @classmethod
     def from_column(cls, column: Mapping[str, Any]) -> Turn:
-        return cls(role=column["role"], parts=tuple(TurnPart(**part) for part in column["parts"]))
+        parts = tuple(TurnPart(**part) for part in column["parts"])
+        return cls(role=column["role"], parts=parts, task=column.get("task"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +127,12 @@ class Order:
     """The whole conversation, its last turn included, for providers that keep a history; empty without one."""
     priority: str = DEFAULT_PRIORITY
     """A provider may have a cheaper and slower way for `low`."""
+
+    def without_history(self) -> Order:
+        """Return the order for a provider without a history: the prompt, and the images that are not past."""
+        past = {part.reference for turn in self.turns for part in turn.parts if part.is_past}
+        kept = tuple(reference for position, reference in enumerate(self.references) if position not in past)
+        return replace(self, references=kept, turns=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +185,8 @@ class OrderRequest:
     sources: tuple[ReferenceSource, ...] = ()
     turns: tuple[Turn, ...] = ()
     """The conversation that the order continues, as in `Order`."""
+    conversation: str | None = None
+    """Which stored conversation it continues, and after which turn: equal requests are equal in this too."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What the dialect keeps about the request, to answer in its own terms later; JSON values, no image data."""
     provider: str | None = None

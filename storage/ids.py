@@ -12,6 +12,8 @@ CALLBACK_ID: Final = re.compile(r"callback_[0-9a-f]{24}")
 EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{32}")
 USER_ID: Final = re.compile(r"user_[0-9a-f]{32}")
 SESSION_ID: Final = re.compile(r"session_[0-9a-f]{24}")
+CONVERSATION_ID: Final = re.compile(r"conv_[0-9a-f]{32}")
+TURN_ID: Final = re.compile(r"turn_[0-9a-f]{32}")
 API_KEY_ID: Final = re.compile(r"key_[0-9a-f]{24}")
 PROVIDER_KEY_ID: Final = re.compile(r"pkey_[0-9a-f]{24}")
 
@@ -98,3 +100,11 @@ def is_own_account(account: str) -> bool:
 
 ACCOUNT_MARK: Final = "@"
 """Separates a provider from the number of a user's account there."""
+
+
+def new_conversation_id() -> str:
+    return f"conv_{secrets.token_hex(16)}"
+
+
+def new_turn_id() -> str:
+    return f"turn_{secrets.token_hex(16)}"

@@ -47,6 +47,18 @@ class Images:
         sql = "SELECT * FROM images WHERE owner = :owner AND kind = :kind ORDER BY position"
         return await fetch_as(self.database, StoredImage, sql, owner=owner, kind=kind)
 
+    async def list_of_owners(self, owners: Sequence[str]) -> dict[str, list[StoredImage]]:
+        """Return the results and references of some hundred owners, in order; nothing for owners without any."""
+        if not owners:
+            return {}
+        listed, params = in_clause(owners)
+        sql = f"""SELECT * FROM images WHERE owner IN ({listed}) AND kind IN ('result', 'reference')
+            ORDER BY owner, position"""
+        found: dict[str, list[StoredImage]] = {}
+        for image in await fetch_as(self.database, StoredImage, sql, **params):
+            found.setdefault(image.owner, []).append(image)
+        return found
+
     async def get_at(self, owner: str, kind: Kind, position: int) -> StoredImage | None:
         sql = "SELECT * FROM images WHERE owner = :owner AND kind = :kind AND position = :position"
         return await fetch_one_as(self.database, StoredImage, sql, owner=owner, kind=kind, position=position)
@@ -68,6 +80,10 @@ class Images:
             "images", image, "ON CONFLICT (owner, kind, position) DO NOTHING", computed={"caller": caller}
         )
         return replace(statement, params={**statement.params, "task": value})
+
+    def insert_link(self, image: StoredImage) -> Statement:
+        """Insert an image whose bytes belong to another one, which is why they are not counted again."""
+        return insert_row("images", image, "ON CONFLICT (owner, kind, position) DO NOTHING", computed={"caller": "''"})
 
     def delete_of_owners(self, owners: Sequence[str]) -> Statement:
         """Delete all images of these owners, with thumbnails."""

@@ -11,6 +11,8 @@ from storage.attempts import Attempts
 from storage.batches import Batches
 from storage.callbacks import Callbacks
 from storage.cluster_state import ClusterState, PeriodicJobs
+from storage.conversations.conversations import Conversations
+from storage.conversations.turns import Turns
 from storage.deliveries import Deliveries
 from storage.files.resumable_uploads import ResumableUploads
 from storage.files.uploaded_files import UploadedFiles
@@ -36,6 +38,8 @@ class Tables:
         self.task_queue = TaskQueue(database)
         self.task_retention = TaskRetention(database)
         self.batches = Batches(database)
+        self.conversations = Conversations(database)
+        self.turns = Turns(database)
         self.attempts = Attempts(database)
         self.ledger = Ledger(database)
         self.images = Images(database)

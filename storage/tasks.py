@@ -128,6 +128,11 @@ class Task:
         """Return when retention deletes it; None while that is not known: before its end, and while it is pinned."""
         return None if self.ended_at is None or self.pinned_at is not None else self.ended_at + retention_seconds
 
+    @property
+    def is_held(self) -> bool:
+        """True for one that is not to be submitted yet: it waits for another task, until its deadline at most."""
+        return self.state == TaskState.QUEUED and self.due_at > self.deadline_at
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDurations:

@@ -55,6 +55,7 @@ async def run_worker() -> None:
         async with (
             open_services(settings) as services,
             services.url_monitor.run(),
+            services.conversation_parts.keeper.run(),
             anyio.create_task_group() as tasks,
         ):
             print_line(f"Worker for {', '.join(services.providers)} on {settings.database_shown}")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from broker.errors import ApiError
 from broker.ordering.quotas import OrderNeeds
@@ -18,6 +18,7 @@ from storage.idempotency import IdempotencyRecord
 from storage.ids import new_task_id
 from storage.images import StoredImage
 from storage.limits.owner_usage import counted_bytes
+from storage.sql.database import Statement
 from storage.tasks import Task
 
 
@@ -27,6 +28,25 @@ class PlannedOrder:
 
     request: OrderRequest
     plan: Plan
+
+
+class Continuation(Protocol):
+    """What a new order continues. Its tasks are held until `begin` lets them go."""
+
+    async def complete(self, order: PlannedOrder) -> PlannedOrder:
+        """Return the order, planned with what it continues. Raises `ApiError`.
+
+        It is called once it is certain that no equal request made the order before.
+        """
+
+    def statements(self, tasks: Sequence[Task]) -> Sequence[Statement]:
+        """Return what is written together with the tasks."""
+
+    async def check(self) -> None:
+        """Raise `ApiError` if that is why the transaction changed nothing."""
+
+    async def begin(self, tasks: Sequence[Task]) -> None:
+        """Let the tasks go if they can; otherwise that follows later, whatever becomes of this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +86,7 @@ class OrderWriting:
     record: IdempotencyRecord | None
     quotes: Sequence[Quote]
     details: BatchDetails | None
+    continuation: Continuation | None
 
     @property
     def needs(self) -> OrderNeeds:
@@ -80,6 +101,7 @@ class TaskBase:
     caller: str
     batch: str
     created_at: float
+    due_at: float
     deadline_at: float
 
 
@@ -116,7 +138,6 @@ def _build_task(
         **vars(base),
         **vars(shares),
         id=task_id,
-        due_at=base.created_at,
         provider=plan.candidates[0],
         candidates=plan.candidates,
         requested_provider=request.provider,
@@ -124,7 +145,7 @@ def _build_task(
         priority=PRIORITIES.index(request.priority),
         mode=order.mode,
         **order.params.to_columns(),
-        references=tuple(_reference_columns(reference) for reference in references),
+        references=tuple(reference_columns(reference) for reference in references),
         turns=tuple(turn.to_column() for turn in order.turns),
         origin=request.origin,
         callback_url=request.callback_url,
@@ -133,7 +154,8 @@ def _build_task(
     )
 
 
-def _reference_columns(image: StoredImage) -> dict[str, Any]:
+def reference_columns(image: StoredImage) -> dict[str, Any]:
+    """Return the entry of a reference in a task."""
     names = ("name", "blob", "media_type", "size", "sha256")
     return {name: getattr(image, name) for name in names}
 
@@ -144,6 +166,7 @@ async def request_fingerprint(request: OrderRequest, order: Order) -> str:
         "callback_url": request.callback_url,
         "provider": request.provider,
         "dialect": request.origin.get("dialect"),
+        "conversation": request.conversation,
     }
     if request.priority != DEFAULT_PRIORITY:
         others["priority"] = request.priority

@@ -15,6 +15,7 @@ from broker.ordering.answers import OpenAnswer, OpenAnswers
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.drafts import (
     BatchDetails,
+    Continuation,
     OrderWriting,
     PlannedOrder,
     TaskBase,
@@ -97,16 +98,24 @@ class OrderService:
         """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
         return await self.planner.make_plan(request)
 
-    async def create(self, caller: str, request: OrderRequest, plan: Plan) -> CreatedTasks:
+    async def create(
+        self, caller: str, request: OrderRequest, plan: Plan, continuation: Continuation | None = None
+    ) -> CreatedTasks:
         """Create the durable tasks of a request, or return those of an equal earlier one. Raises `ApiError`."""
-        return await self.create_together(caller, [PlannedOrder(request=request, plan=plan)])
+        return await self.create_together(caller, [PlannedOrder(request=request, plan=plan)], continuation=continuation)
 
     async def create_together(
-        self, caller: str, orders: Sequence[PlannedOrder], details: BatchDetails | None = None
+        self,
+        caller: str,
+        orders: Sequence[PlannedOrder],
+        details: BatchDetails | None = None,
+        *,
+        continuation: Continuation | None = None,
     ) -> CreatedTasks:
         """Create the durable tasks of several orders, all or none, or return those of an equal earlier request.
 
-        The first one says how the request is identified. details: of a batch of different orders.
+        The first one says how the request is identified. details: of a batch of different orders. continuation: what
+        a single order continues.
         1. Find the idempotency record. 2. Check the rate limit, quotas, budget and callback URLs. 3. Store the
         references. 4. Write tasks, references, record, rate usage and reservations in one transaction. Raises
         `ApiError`; then nothing is left.
@@ -117,7 +126,7 @@ class OrderService:
             if record is not None and record.batch:
                 created = await self._repeat(record)
             else:
-                created = await self._create_new(caller, orders, details, record)
+                created = await self._create_new(caller, orders, details, record, continuation)
         except BaseException:
             if answer is not None:
                 await self.answers.leave(answer)
@@ -130,7 +139,10 @@ class OrderService:
         orders: Sequence[PlannedOrder],
         details: BatchDetails | None,
         record: IdempotencyRecord | None,
+        continuation: Continuation | None,
     ) -> CreatedTasks:
+        if continuation is not None:
+            orders = [await continuation.complete(order) for order in orders]
         await self._check_limits(caller, [order.plan.quote for order in orders])
         await self._check_callback_urls(orders, details)
         batch = new_batch_id()
@@ -138,10 +150,12 @@ class OrderService:
         try:
             references = await self._store_references(caller, owner, orders)
             now = self.clock.now()
+            deadline_at = now + self.policy.queue_seconds
+            due_at = now if continuation is None else deadline_at + 1.0  # held: `Task.is_held`
             tasks = build_tasks(
                 orders,
                 references,
-                base=TaskBase(caller=caller, batch=batch, created_at=now, deadline_at=now + self.policy.queue_seconds),
+                base=TaskBase(caller=caller, batch=batch, created_at=now, due_at=due_at, deadline_at=deadline_at),
                 shares_of_task=partial(self._shares_of_task, caller),
             )
             writing = OrderWriting(
@@ -150,6 +164,7 @@ class OrderService:
                 record=replace(record, batch=batch) if record else None,
                 quotes=[order.plan.quote for order in orders],
                 details=details,
+                continuation=continuation,
             )
             created = await self._write(writing)
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
@@ -162,6 +177,8 @@ class OrderService:
         else:
             for order in orders:
                 self._count_routes(order.plan, order.request.count)
+            if continuation is not None:
+                await continuation.begin(created.tasks)
         return created
 
     async def _check_limits(self, caller: str, quotes: Sequence[Quote]) -> None:
@@ -272,6 +289,8 @@ class OrderService:
                 await self.limiter.check_allowance(caller, len(tasks))
                 await self.quotas.check_order(caller, writing.needs, at=created_at)
                 await self.budget.check(*writing.quotes, at=created_at)
+                if writing.continuation is not None:
+                    await writing.continuation.check()
             else:
                 break
         else:
@@ -297,6 +316,8 @@ class OrderService:
         statements += [self.images.insert_image(reference) for reference in writing.references]
         if writing.details is not None:
             statements.append(self.batches.insert_batch(writing.details.to_row(first)))
+        if writing.continuation is not None:
+            statements += writing.continuation.statements(writing.tasks)
         return statements
 
     async def _find_winner(self, record: IdempotencyRecord | None) -> CreatedTasks | None:

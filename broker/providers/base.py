@@ -56,6 +56,9 @@ class Provider(Protocol):
     """Stable, non-secret name of the key; stored with each attempt."""
     holds_submit: bool
     """True if `submit` may wait for the result, for minutes, instead of for a job id."""
+    keeps_history: bool
+    """True if it gets the turns of a conversation (`Order.turns`). The others get `Order.without_history`: one prompt,
+    and the images of the last turn and before it."""
     base_url: str
     """Where requests are sent; shown to the operator."""
     api_name: str

@@ -40,6 +40,7 @@ class JobApi:
     id_fields: ClassVar[Sequence[str]] = parsing.TASK_IDS
     """Names of a job's id in a response."""
     holds_submit: bool = False
+    keeps_history: bool = False
     callback_path: str = ""
     """`/api/webhook/<name>` if empty."""
 

@@ -73,7 +73,7 @@ async def _run_both(
 
     try:
         await _wait_first(server.listening.wait(), serving, working)
-        async with services.url_monitor.run():
+        async with services.url_monitor.run(), services.conversation_parts.keeper.run():
             yield stop, (serving, working)
     finally:
         if not server.should_exit:

@@ -32,6 +32,7 @@ from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
 from broker.services.accounts import AccountServices
+from broker.services.conversations import ConversationParts, make_conversations
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.eta import EtaEstimator
@@ -127,7 +128,7 @@ class Services(AccountServices):
                 limits=self.tables.provider_limits,
                 pools=pools,
                 queue=self.submissions,
-                orders=OrderBuilder(blobs=self.blobs, image_base=lambda: self.address.base),
+                orders=OrderBuilder(turns=self.tables.turns, blobs=self.blobs, image_base=lambda: self.address.base),
                 sinks=sinks,
                 transitions=transitions,
                 usd_per_unit=lambda provider: self.registry.terms(provider).usd_per_unit,
@@ -296,6 +297,12 @@ class Services(AccountServices):
     def _caller_fetcher(self) -> Fetcher:
         """Return a fetcher for callers' addresses."""
         return Fetcher(allow=self.settings.callback_allow, exemption="BROKER_CALLBACK_ALLOW")
+
+    # -- conversations
+
+    @cached_property
+    def conversation_parts(self) -> ConversationParts:
+        return make_conversations(self, orders=self.orders, canceler=self.canceler, deleter=self.deleter)
 
     # -- callbacks
 

@@ -59,8 +59,8 @@ class EtaEstimator:
     _histories: dict[str, TtlCache[Mapping[str, Sequence[TaskDurations]]]] = field(default_factory=dict)
 
     async def estimate(self, task: Task) -> Progress:
-        """Return position and ETA; costs nothing for a task that has ended."""
-        if task.has_ended:
+        """Return position and ETA; costs nothing for a task that has ended, or that waits for another one."""
+        if task.has_ended or task.is_held:
             return UNKNOWN
         if task.state == TaskState.QUEUED:
             return await self._estimate_queued(task)

@@ -492,9 +492,12 @@ def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
     return Changes(task={**changes, "state": TaskState.CANCELED})
 
 
-def expire(task: Task, now: float, policy: TaskPolicy) -> Changes:
-    """Return the changes at the end of retention: content is deleted, the row stays as a tombstone."""
-    expires_at = _kept_until(task, task.ended_at or now, policy)
+def expire(task: Task, now: float, policy: TaskPolicy, *, kept_until: float = 0.0) -> Changes:
+    """Return the changes at the end of retention: content is deleted, the row stays as a tombstone.
+
+    kept_until: it is needed until then at least.
+    """
+    expires_at = max(_kept_until(task, task.ended_at or now, policy), kept_until)
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
     return _without_content(now)

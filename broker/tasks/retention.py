@@ -93,8 +93,9 @@ class Retention:
     async def _expire(self, tasks: Sequence[Task]) -> None:
         """Delete the content of tasks; their rows stay as tombstones."""
         now, expired = self.clock.now(), []
+        kept_until = await self._kept_until(tasks, now)
         for task in tasks:
-            changes = lifecycle.expire(task, now, self.policy).task
+            changes = lifecycle.expire(task, now, self.policy, kept_until=kept_until.get(task.batch, 0.0)).task
             if "state" in changes:
                 expired.append(task)
             else:  # it ended later than the claim saw
@@ -109,6 +110,14 @@ class Retention:
         )
         self.metrics.transitions.labels(state, TaskState.EXPIRED.value).inc(changed.count)
         log.info("tasks are expired now", action="task_expired", previous=state, count=changed.count)
+
+    async def _kept_until(self, tasks: Sequence[Task], now: float) -> dict[str, float]:
+        """Return the batches of turns of conversations, which are deleted as a whole, and when to look again."""
+        retention, soon = self.policy.retention_seconds, now + HOUSEKEEPING_SECONDS
+        kept = await self.tables.turns.kept_until(
+            sorted({task.batch for task in tasks}), retention=retention, look_again=now + retention
+        )
+        return {batch: max(until, soon) for batch, until in kept.items()}
 
     async def _delete_files(self, tasks: Sequence[Task]) -> None:
         """Delete the files of expired tasks, and those of references whose tasks are all expired."""
@@ -143,6 +152,7 @@ class Retention:
         await _repeat_in_batches(tables.answer_senders.delete_before, before)
         await _repeat_in_batches(tables.deliveries.delete_before, before)
         await _repeat_in_batches(tables.batches.delete_before, before)
+        await _repeat_in_batches(tables.conversations.delete_idle, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
         await tables.budgets.delete_older(now)
         await _repeat_in_batches(tables.owner_usage.delete_older, now)

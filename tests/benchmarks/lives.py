@@ -83,6 +83,7 @@ class Prompt:
     callback_path = "/api/webhook/prompt"
 
     holds_submit = False
+    keeps_history = False
 
     def __init__(self, upstream: Upstream) -> None:
         self.creates_per_10s = upstream.creates_per_10s

@@ -31,7 +31,7 @@ async def test_new_parameter_reaches_the_provider_through_the_database(tmp_path:
         (task,) = await create_tasks(services, OrderRequest(params=PARAMS))
         stored = await services.tables.tasks.get(task.id)
         assert stored is not None
-        order = services.worker.steps.submit.orders.build_order(stored)
+        order = await services.worker.steps.submit.orders.build_order(stored, keeps_history=False)
     assert order.params == PARAMS
     assert Wire(extra={"guidance": "guidance_scale"}).spell(order, ()) == {"prompt": "a fox", "guidance_scale": 7.5}
 

@@ -235,7 +235,7 @@ async def _running_worker(services: Services) -> AsyncIterator[None]:
     """Run the worker, as the server does."""
     working = asyncio.create_task(services.worker.run())
     try:
-        async with services.url_monitor.run():
+        async with services.url_monitor.run(), services.conversation_parts.keeper.run():
             yield
     finally:
         services.queries.closing = True

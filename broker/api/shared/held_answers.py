@@ -24,7 +24,7 @@ from broker.api.http.responses import to_json, warning_headers
 from broker.api.http.waiting import wait_while_connected
 from broker.api.shared.task_errors import still_running
 from broker.errors import ApiError
-from broker.ordering.drafts import BatchDetails, PlannedOrder, naming_order
+from broker.ordering.drafts import BatchDetails, Continuation, PlannedOrder, naming_order
 from broker.ordering.idempotency import HELD_RETRY_SECONDS, RETRY_WINDOW_SECONDS
 from broker.ordering.service import CreatedTasks, OrderService
 from broker.orders import OrderRequest
@@ -101,15 +101,17 @@ class HeldAnswers:
         is_held: bool = True,
         ignored: Sequence[str] = (),
         spelling: Mapping[str, str] = NO_SPELLING,
+        continuation: Continuation | None = None,
     ) -> PlacedOrder:
         """Make the order durable; the answer is then recorded as sent or cut off.
 
         order: without key and retry count, which are read from the request. is_held: the answer waits for the end.
         ignored: fields that the dialect does not use. spelling: names of fields in the native API → in the dialect.
+        continuation: the conversation that it continues.
         Raises `ApiError`; then nothing was ordered.
         """
         planned = await self._plan(request, order, HELD_RETRY_SECONDS if is_held else RETRY_WINDOW_SECONDS)
-        created = await self.orders.create(principal_of(request).owner, planned.request, planned.plan)
+        created = await self.orders.create(principal_of(request).owner, planned.request, planned.plan, continuation)
         unused = _listed_names((*(spelling.get(name, name) for name in planned.plan.ignored), *ignored))
         return self._track(request, created, unused, planned.plan.warnings)
 

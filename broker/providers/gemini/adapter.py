@@ -41,6 +41,7 @@ class Gemini(HeldApi):
 
     catalog_name = "gemini"
     errors = ERRORS
+    keeps_history = True
 
     def __init__(self, context: ProviderContext) -> None:
         settings: GeminiSettings = context.settings

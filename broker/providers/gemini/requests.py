@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from broker.orders import Order, TurnPart
+from broker.orders import Order, Turn, TurnPart
 
 _IMAGE_CONFIG: Final = ("aspectRatio", "imageSize")
 _CONFIG: Final = ("seed", "temperature", "topP", "topK", "maxOutputTokens")
@@ -44,8 +45,8 @@ def _spell_turns(order: Order, images: Sequence[Part]) -> list[dict[str, Any]]:
     contents: list[dict[str, Any]] = []
     shown: list[Part] = []
     for turn in order.turns:
-        own, unsigned = list[Part](), list[Part]()
-        for part in turn.parts:
+        own, unsigned = _restore_turn(turn, images) or [], list[Part]()
+        for part in turn.parts if not own else ():
             if part.reference is not None and part.reference >= len(images):
                 continue
             is_unsigned = turn.role == "model" and part.reference is not None and not part.signature
@@ -58,6 +59,30 @@ def _spell_turns(order: Order, images: Sequence[Part]) -> list[dict[str, Any]]:
     used = {part.reference for turn in order.turns for part in turn.parts}
     shown += [image for position, image in enumerate(images) if position not in used]
     return [*contents, {"role": "user", "parts": shown}] if shown else contents
+
+
+def _restore_turn(turn: Turn, images: Sequence[Part]) -> list[Part] | None:
+    """Return the parts of a turn as its model wrote them; None if that is not known, or an image has no signature.
+
+    Images that are not sent any more, and drafts, are left out.
+    """
+    if turn.content is None:
+        return None
+    outputs = {part.output: part.reference for part in turn.parts if part.output and part.reference is not None}
+    parts: list[Part] = []
+    for part in json.loads(turn.content)["parts"]:
+        inline = part.get("inlineData") or part.get("inline_data")
+        if not isinstance(inline, dict):
+            parts.append(part)
+            continue
+        data = inline.get("data")
+        position = outputs.pop(data, None) if isinstance(data, str) else None
+        signature = part.get("thoughtSignature") or part.get("thought_signature")
+        if position is not None and position < len(images):
+            if not signature:
+                return None
+            parts.append({name: value for name, value in part.items() if name != "inline_data"} | images[position])
+    return None if outputs else parts
 
 
 def _spell_part(part: TurnPart, images: Sequence[Part]) -> Part:

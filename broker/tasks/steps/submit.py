@@ -73,9 +73,9 @@ class SubmitStep:
 
     async def _prepare_order(self, task: Task, provider: Provider) -> Order | None:
         """Return the order with references that the provider can read; None if that failed, which is recorded."""
-        built = self.orders.build_order(task)
+        built = await self.orders.build_order(task, keeps_history=provider.keeps_history)
         order: Order | Failed = await self._find_lack_of_room(provider) or (
-            await provider.upload_references(built) if task.references else built
+            await provider.upload_references(built) if built.references else built
         )
         if not isinstance(order, Failed):
             return order

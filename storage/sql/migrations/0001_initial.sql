@@ -430,3 +430,35 @@ CREATE TABLE owner_usage (
     PRIMARY KEY (owner, day)
 );
 CREATE INDEX owner_usage_day ON owner_usage (day);
+
+-- conversations; their contents are in the tasks of their turns. turns: number of the newest turn
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    title TEXT NOT NULL,
+    turns BIGINT NOT NULL,
+    pinned_at DOUBLE PRECISION,
+    created_at DOUBLE PRECISION NOT NULL,
+    updated_at DOUBLE PRECISION NOT NULL,
+    deleted_at DOUBLE PRECISION
+);
+CREATE INDEX conversations_newest ON conversations (owner, updated_at, id);
+CREATE INDEX conversations_age ON conversations (updated_at) WHERE pinned_at IS NULL;
+CREATE INDEX conversations_deleted ON conversations (deleted_at) WHERE deleted_at IS NOT NULL;
+
+-- turns: what a user wrote and showed, and the batch of tasks that answers it. waits: the tasks are held until those of
+-- the parent have ended. inputs: images of the user, the last of the references
+CREATE TABLE turns (
+    id TEXT PRIMARY KEY,
+    conversation_id TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    parent_id TEXT,
+    parent_task TEXT,
+    batch TEXT NOT NULL,
+    inputs BIGINT NOT NULL,
+    waits BIGINT NOT NULL,
+    created_at DOUBLE PRECISION NOT NULL
+);
+CREATE UNIQUE INDEX turns_number ON turns (conversation_id, number);
+CREATE UNIQUE INDEX turns_batch ON turns (batch);
+CREATE INDEX turns_waiting ON turns (created_at) WHERE waits = 1;

@@ -144,6 +144,7 @@ class Simulated:
 
     base_url = "https://simulated.example.com"
     holds_submit = False
+    keeps_history = False
     creates_per_10s = 100
     concurrency = 100
 
