@@ -12,6 +12,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from broker.api.accounts.logins import LoginRoutes
+from broker.api.accounts.me import MeRoutes
+from broker.api.accounts.users import UserRoutes
 from broker.api.admin.attempts import AttemptRoutes
 from broker.api.admin.callbacks import CallbackInboxRoutes
 from broker.api.admin.costs import CostRoutes
@@ -46,7 +49,7 @@ from broker.services import Services
 from broker.tasks.provider_admin import ProviderAdmin
 from webhooks.tokens import ChallengeResponse
 
-_CORS_METHODS: Final = ("GET", "POST", "PUT", "DELETE")
+_CORS_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _CORS_REQUEST_HEADERS: Final = (
     *"Authorization Idempotency-Key If-None-Match Last-Event-ID Cache-Control X-Request-ID Prefer".split(),
     *"X-Goog-Api-Key X-Goog-Api-Client X-Server-Timeout OpenAI-Organization OpenAI-Project OpenAI-Beta".split(),
@@ -153,6 +156,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
             ).endpoints(),
             *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
             *_provider_endpoints(services),
+            *_account_endpoints(services),
             *RootRoutes.load(messages, pretend_pictures=services.settings.sandboxed).endpoints(),
             *health.endpoints(),
             *docs.endpoints(),
@@ -174,6 +178,15 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
     return [*task_endpoints(tasks), *batch_endpoints(tasks)]
+
+
+def _account_endpoints(services: Services) -> list[Endpoint]:
+    users, logins, delete_user = services.users, services.logins, services.users.delete
+    return [
+        *LoginRoutes(users=users, logins=logins).endpoints(),
+        *MeRoutes(users=users, logins=logins, delete_user=delete_user).endpoints(),
+        *UserRoutes(users=users, delete_user=delete_user).endpoints(),
+    ]
 
 
 def _provider_endpoints(services: Services) -> list[Endpoint]:

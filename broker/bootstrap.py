@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
+from broker.accounts.first_admin import prepare_accounts
 from broker.accounts.provider_keys import require_sealing_keys
 from broker.accounts.sealing import KeyRing
 from broker.callbacks.probe import PROBE_SECONDS
@@ -199,6 +200,8 @@ async def open_services(
         )
         stack.push_async_callback(services.thumbnails.aclose)
         stack.push_async_callback(services.answers.aclose)
+        if joins:
+            await prepare_accounts(services.users, settings)
         await stack.enter_async_context(measure_loop_lag(services.metrics))
         if joins and services.address.current is None:
             await services.url_monitor.seed()

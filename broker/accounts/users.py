@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from broker.accounts.names import UserName, lookup_key, parse_email, parse_name
@@ -20,7 +20,35 @@ from storage.ids import new_user_id
 from storage.sql.database import Database, Stale, Statement
 
 QUOTA_NAMES: Final = ("images", "usd", "in_flight", "pins", "bytes")
-"""What `User.quota` may limit. A number, or "unlimited"; an absent name has the default of the settings."""
+"""What `User.quota` may limit; an absent name has the default of the settings."""
+UNLIMITED: Final = "unlimited"
+MAX_QUOTA: Final = 1e15
+QuotaLimit = int | float | Literal["unlimited"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserChanges:
+    """What an admin or the operator changes of a user; None leaves a value as it is."""
+
+    is_admin: bool | None = None
+    is_disabled: bool | None = None
+    must_change_password: bool | None = None
+    """The user can do nothing but change the password."""
+    password: str | None = field(default=None, repr=False)
+    email: str | None = None
+    """Empty: none."""
+    quota: Mapping[str, QuotaLimit | None] | None = None
+    """By names of `QUOTA_NAMES`; None as a limit restores a default."""
+
+    def plain_values(self) -> dict[str, Any]:
+        """Return the columns that are set as they are."""
+        values: dict[str, Any] = {
+            "is_admin": self.is_admin,
+            "is_disabled": self.is_disabled,
+            "must_change_password": self.must_change_password,
+        }
+        changed = {name: value for name, value in values.items() if value is not None}
+        return changed if self.email is None else {**changed, "email": parse_email(self.email)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,64 +128,47 @@ class UserService:
         """Return a user. Raises `ApiError("not_found")`."""
         user = await self.users.get(user_id)
         if user is None:
-            raise ApiError("not_found", "There is no such user: GET /api/users lists them.")
+            raise _no_such_user()
         return user
+
+    async def find_by_name(self, name: str) -> User | None:
+        return await self.users.get_by_name(lookup_key(name))
 
     async def get_by_name(self, name: str) -> User:
         """Return the user of a name. Raises `ApiError("not_found")`."""
-        user = await self.users.get_by_name(lookup_key(name))
+        user = await self.find_by_name(name)
         if user is None:
             raise ApiError("not_found", "No user has this name: `broker users list` shows them.")
         return user
 
-    async def list_all(self) -> list[User]:
-        return await self.users.list_by_name()
+    async def list_page(self, *, before: tuple[float, str] | None, limit: int) -> list[User]:
+        """Return one page, the newest first. before: moment and id of the last user of the page before."""
+        return await self.users.list_page(before=before, limit=limit)
 
     # -- changing
 
-    async def disable(self, user_id: str) -> None:
-        """Refuse all logins, sessions and API keys of a user from now on."""
-        await self._change(user_id, *self.sessions.delete_of_user(user_id), is_disabled=True)
+    async def change(self, user_id: str, changes: UserChanges) -> User:
+        """Change a user by an admin or the operator, all or nothing; return the user afterwards.
 
-    async def enable(self, user_id: str) -> None:
-        """Let a disabled user log in again; API keys work again, sessions do not."""
-        await self._change(user_id, is_disabled=False)
-
-    async def set_admin(self, user_id: str, *, is_admin: bool) -> None:
-        """Change the rights of a user, and end all sessions that began with the old ones."""
-        await self._change(user_id, *self.sessions.delete_of_user(user_id), is_admin=is_admin)
-
-    async def set_password(self, user_id: str, password: str, *, must_change: bool = True) -> None:
-        """Set a password by an admin or the operator, and end all sessions. Raises `ApiError`."""
-        user = await self.get(user_id)
-        check_new_password(password, user.name)
-        password_hash = await self.hasher.hash(password)
-        await self._change(
-            user_id,
-            *self.sessions.delete_of_user(user_id),
-            self.clients.delete_of_user(user_id),
-            password_hash=password_hash,
-            must_change_password=must_change,
-        )
-
-    async def set_must_change_password(self, user_id: str, *, must_change: bool) -> None:
-        """Let a user do nothing but change the password, or end that."""
-        await self._change(user_id, must_change_password=must_change)
-
-    async def set_quota(self, user_id: str, changes: Mapping[str, float | str | None]) -> None:
-        """Change limits of a user, by names of `QUOTA_NAMES`; None restores a default."""
-        unknown = set(changes) - set(QUOTA_NAMES)
-        if unknown:
-            raise ApiError("invalid_request", f"Quotas are {', '.join(QUOTA_NAMES)}.", field="quota")
-        quota = {**(await self.get(user_id)).quota, **changes}
-        await self._change(user_id, quota={name: value for name, value in quota.items() if value is not None})
-
-    async def _change(self, user_id: str, *statements: Statement, **changes: Any) -> None:
+        A new password, new rights, and disabling end all sessions; API keys of a disabled user are refused, too.
+        Raises `ApiError`: not_found, or invalid_request for an unfit password or quota.
+        """
+        user, values = await self.get(user_id), changes.plain_values()
+        statements: list[Statement] = []
+        if changes.password is not None:
+            check_new_password(changes.password, user.name)
+            values["password_hash"] = await self.hasher.hash(changes.password)
+            statements.append(self.clients.delete_of_user(user_id))
+        if changes.quota is not None:
+            values["quota"] = merge_quota(user.quota, changes.quota)
+        if changes.password is not None or changes.is_disabled or changes.is_admin not in {None, user.is_admin}:
+            statements += self.sessions.delete_of_user(user_id)
         try:
-            await self.database.transact(self.users.update_user(user_id, self.clock.now(), **changes), *statements)
+            await self.database.transact(self.users.update_user(user_id, self.clock.now(), **values), *statements)
         except Stale:
-            raise ApiError("not_found", "There is no such user: GET /api/users lists them.") from None
-        log.info("a user was changed", action="user_changed", user=user_id, changed=sorted(changes))
+            raise _no_such_user() from None
+        log.info("a user was changed", action="user_changed", user=user_id, changed=sorted(values))
+        return await self.get(user_id)
 
     # -- deleting
 
@@ -178,6 +189,25 @@ class UserService:
             self.clients.delete_of_user(user_id),
             self.api_keys.delete_of_owner(user_id),
         ]
+
+
+def merge_quota(before: Mapping[str, QuotaLimit], changes: Mapping[str, QuotaLimit | None]) -> dict[str, QuotaLimit]:
+    """Return limits after changes; None restores a default. Raises `ApiError` for a name or a number that is none."""
+    for name, limit in changes.items():
+        is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if name not in QUOTA_NAMES or not (
+            limit is None or limit == UNLIMITED or (is_number and 0 <= limit <= MAX_QUOTA)
+        ):
+            raise ApiError(
+                "invalid_request",
+                f"Quotas are {', '.join(QUOTA_NAMES)}: a number from 0, or {UNLIMITED}.",
+                field="quota",
+            )
+    return {name: limit for name, limit in {**before, **changes}.items() if limit is not None}
+
+
+def _no_such_user() -> ApiError:
+    return ApiError("not_found", "There is no such user: GET /api/users lists them.")
 
 
 def _name_taken() -> ApiError:

@@ -144,7 +144,7 @@ class Retention:
     # -- what no task's row leads to
 
     async def delete_leftovers(self) -> None:
-        """Delete old callbacks, idempotency keys, webhooks and files without a row, a few hundred at a time."""
+        """Delete old callbacks, idempotency keys, webhooks, logins and files without a row, a few hundred at a time."""
         now, tables = self.clock.now(), self.tables
         before = now - self.policy.retention_seconds
         await _repeat_in_batches(tables.callbacks.delete_before, before)
@@ -154,6 +154,9 @@ class Retention:
         await _repeat_in_batches(tables.batches.delete_before, before)
         await _repeat_in_batches(tables.conversations.delete_idle, before)
         await _repeat_in_batches(tables.ledger.delete_older, now)
+        await _repeat_in_batches(tables.sessions.delete_expired, now)
+        await _repeat_in_batches(tables.login_attempts.delete_forgotten, now)
+        await _repeat_in_batches(tables.login_clients.delete_older, now)
         await tables.budgets.delete_older(now)
         await _repeat_in_batches(tables.owner_usage.delete_older, now)
         for uploads in (tables.uploaded_files, tables.resumable_uploads):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, insert_row, set_clause, to_columns
+from storage.sql.rows import fetch_one_as, fetch_page, insert_row, set_clause, to_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,11 @@ class Users:
     async def get_by_name(self, name_key: str) -> User | None:
         return await fetch_one_as(self.database, User, "SELECT * FROM users WHERE name_key = :key", key=name_key)
 
-    async def list_by_name(self) -> list[User]:
-        return await fetch_as(self.database, User, "SELECT * FROM users ORDER BY name_key")
+    async def list_page(self, *, before: tuple[float, str] | None, limit: int) -> list[User]:
+        """Return one page, the newest first."""
+        return await fetch_page(
+            self.database, User, "users WHERE 1 = 1", moment="created_at", before=before, limit=limit
+        )
 
     async def has_any(self) -> bool:
         return await self.database.fetch_one("SELECT 1 AS found FROM users LIMIT 1") is not None

@@ -265,6 +265,7 @@ PATH_VALUES = {
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
     GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json ·
+    POST /api/register · POST /api/login ·
     POST /upload/v1beta/files/{upload} · POST /upload/v1/files/{upload} · PUT /fal/storage/uploads/{id}/file"""
 PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
     POST /api/webhook/{provider}"""

@@ -22,7 +22,7 @@ from starlette.requests import HTTPConnection
 from broker.accounts.credentials import Credentials
 from broker.api.http.cookies import is_secure, read_session_cookie
 from broker.errors import ApiError
-from broker.net.hosts import is_loopback_host
+from broker.net.hosts import is_loopback_host, is_private_host
 from broker.principal import Principal, house_principal
 from broker.services import Services
 from broker.settings import Settings
@@ -54,10 +54,22 @@ def require_admin(principal: Principal) -> None:
 
 
 def require_same_site(request: HTTPConnection) -> None:
-    """Raise `ApiError("forbidden")` if a header says that another web site sent the request."""
-    sites = request.headers.getlist("sec-fetch-site")
-    if any(site.strip().lower() not in _OWN_SITES for site in sites):
+    """Raise `ApiError("forbidden")` if a header says that another web site sent the request.
+
+    For requests that set a cookie: the browser of a user must not be logged in by another page.
+    """
+    if _is_own_page(request) is False:
         raise ApiError("forbidden", "Another web site sent this request: open this broker's own page instead.")
+
+
+def _is_own_page(request: HTTPConnection) -> bool | None:
+    """Return whether our own page, or the user in the address bar, sent a request; None if no header says it."""
+    sites = [site.strip().lower() for site in request.headers.getlist("sec-fetch-site")]
+    if sites:
+        return all(site in _OWN_SITES for site in sites)
+    origins = request.headers.getlist("origin")
+    own = f"{'https' if is_secure(request) else 'http'}://{request.headers.get('host', '')}".lower()
+    return all(origin.lower() == own for origin in origins) if origins else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +157,7 @@ class Authenticator:
         """Refuse an unsafe request with a cookie unless our own page, or the user in the address bar, sent it."""
         if request.scope["method"] not in _UNSAFE:
             return
-        sites = [site.strip().lower() for site in request.headers.getlist("sec-fetch-site")]
-        if sites:
-            is_own = all(site in _OWN_SITES for site in sites)
-        else:
-            origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
-            own = f"{'https' if is_secure(request) else 'http'}://{host}".lower()
-            is_own = bool(origins) and all(origin.lower() == own for origin in origins)
-        if not is_own:
+        if not _is_own_page(request):
             raise ApiError(
                 "forbidden",
                 "A request with a session cookie must come from this broker's own page: send its Origin or "
@@ -195,6 +200,18 @@ def _is_same_site(request: HTTPConnection, host: str, allowed: Collection[str]) 
     ours = f"{request.scope['scheme']}://{host}".lower()
     sites = request.headers.getlist("sec-fetch-site")
     return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
+
+
+def client_address(request: HTTPConnection) -> str:
+    """Return the address of the client: of the peer or, behind a proxy of our own network, the one the proxy saw.
+
+    Only the last address of `X-Forwarded-For` is the proxy's; those before it are the client's own words.
+    """
+    peer = str((request.scope.get("client") or ("",))[0])
+    forwarded = request.headers.getlist("x-forwarded-for")
+    if not forwarded or not is_private_host(peer):
+        return peer
+    return forwarded[-1].rpartition(",")[2].strip()[:64] or peer
 
 
 def is_forwarded(request: HTTPConnection) -> bool:

@@ -10,11 +10,14 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-_NAME: Final = "broker_session"
-_SECURE_NAME: Final = f"__Host-{_NAME}"
-"""A browser takes it over TLS only, and from this host alone."""
+_SESSION: Final = "broker_session"
+_DEVICE: Final = "broker_device"
+"""Says only that a user has logged in with this browser before, see `broker.accounts.throttle`."""
+_SECURE_PREFIX: Final = "__Host-"
+"""A browser takes such a cookie over TLS only, and from this host alone."""
 COOKIE_SECONDS: Final = 30 * 86_400
-"""How long a browser keeps it; the session may end earlier."""
+"""How long a browser keeps the session's; the session may end earlier."""
+DEVICE_COOKIE_SECONDS: Final = 180 * 86_400
 
 
 def is_secure(request: HTTPConnection) -> bool:
@@ -25,28 +28,43 @@ def is_secure(request: HTTPConnection) -> bool:
 
 def read_session_cookie(request: HTTPConnection) -> str | None:
     """Return the secret of the session cookie; None without one, or with several."""
-    name = _SECURE_NAME if is_secure(request) else _NAME
-    pairs = [pair.strip().partition("=") for header in request.headers.getlist("cookie") for pair in header.split(";")]
-    values = {value for found, _, value in pairs if found == name}
-    return values.pop() if len(values) == 1 else None
+    return _read(request, _SESSION)
+
+
+def read_device_cookie(request: HTTPConnection) -> str | None:
+    return _read(request, _DEVICE)
 
 
 def set_session_cookie(request: HTTPConnection, response: Response, secret: str) -> None:
-    _set(request, response, secret, COOKIE_SECONDS)
+    _set(request, response, _SESSION, secret, COOKIE_SECONDS)
 
 
 def clear_session_cookie(request: HTTPConnection, response: Response) -> None:
-    _set(request, response, "", 0)
+    _set(request, response, _SESSION, "", 0)
 
 
-def _set(request: HTTPConnection, response: Response, value: str, seconds: int) -> None:
-    has_tls = is_secure(request)
+def set_device_cookie(request: HTTPConnection, response: Response, secret: str) -> None:
+    _set(request, response, _DEVICE, secret, DEVICE_COOKIE_SECONDS)
+
+
+def _full_name(request: HTTPConnection, name: str) -> str:
+    return f"{_SECURE_PREFIX}{name}" if is_secure(request) else name
+
+
+def _read(request: HTTPConnection, name: str) -> str | None:
+    wanted = _full_name(request, name)
+    pairs = [pair.strip().partition("=") for header in request.headers.getlist("cookie") for pair in header.split(";")]
+    values = {value for found, _, value in pairs if found == wanted}
+    return values.pop() if len(values) == 1 else None
+
+
+def _set(request: HTTPConnection, response: Response, name: str, value: str, seconds: int) -> None:
     response.set_cookie(
-        _SECURE_NAME if has_tls else _NAME,
+        _full_name(request, name),
         value,
         max_age=seconds,
         path="/",
-        secure=has_tls,
+        secure=is_secure(request),
         httponly=True,
         samesite="lax",
     )

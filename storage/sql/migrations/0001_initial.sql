@@ -344,6 +344,7 @@ CREATE TABLE users (
     last_login_at DOUBLE PRECISION
 );
 CREATE UNIQUE INDEX users_name ON users (name_key);
+CREATE INDEX users_newest ON users (created_at, id);
 
 -- one row per login; its secrets are stored as digests
 CREATE TABLE sessions (

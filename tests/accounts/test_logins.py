@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from broker.accounts.logins import Login
+from broker.accounts.users import UserChanges
 from broker.errors import ApiError
 from storage.accounts.users import User
-from tests.integration.accounts.opening import HOME, PASSWORD, Processes, open_processes, outcome_of
+from tests.accounts.opening import HOME, PASSWORD, Processes, open_processes, outcome_of
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -96,13 +97,13 @@ async def test_what_ends_sessions(processes: Processes) -> None:
     first, second = await log_in(), await log_in()
     assert await logins.revoke_all(user.id, but=second.session.id) == 1
     assert [await is_alive(processes, one) for one in (first, second)] == [False, True]
-    await users.set_admin(user.id, is_admin=True)
+    await users.change(user.id, UserChanges(is_admin=True))
     assert not await is_alive(processes, second)
 
     first = await log_in()
-    await users.disable(user.id)
+    await users.change(user.id, UserChanges(is_disabled=True))
     assert await outcome_of(processes.two, "ada", PASSWORD) == "unauthorized"
-    await users.enable(user.id)
+    await users.change(user.id, UserChanges(is_disabled=False))
     assert not await is_alive(processes, first)
 
     first = await log_in()

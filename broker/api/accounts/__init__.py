@@ -1,0 +1,1 @@
+"""Accounts over HTTP: registration and login, one's own account, and the users for admins."""
