@@ -137,7 +137,9 @@ def deployment_warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator
     if is_exposed and settings.allow_anonymous:
         yield f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
     elif is_exposed and not settings.api_keys:
-        yield "other machines can reach the broker but not use it: set BROKER_API_KEYS"
+        yield "other machines can reach the broker but not use it without an account: set BROKER_API_KEYS, or add users"
+    if settings.registration == "open":
+        yield "everyone who reaches the broker may register and order images (BROKER_REGISTRATION)"
     if settings.webhook_base_url and is_private_url(settings.webhook_base_url):
         yield (
             "WEBHOOK_BASE_URL names a host that only this machine or its network can reach, so no callback arrives: "

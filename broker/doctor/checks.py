@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.doctor import file_modes, machine, providers, reachability, sealed_keys
+from broker.doctor import accounts, file_modes, machine, providers, reachability, sealed_keys
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
@@ -50,6 +50,7 @@ _CHECKS: Final = (
         run=providers.check_provider_state,
         needs=_DATABASE | {"providers"},
     ),
+    Check(name=accounts.NAME, run=accounts.check_users, needs=_DATABASE | {"allow_anonymous"}),
     Check(
         name=sealed_keys.NAME,
         run=sealed_keys.check_sealed_keys,

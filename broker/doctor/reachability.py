@@ -246,8 +246,8 @@ def _find_open_access(settings: Settings) -> Iterator[Finding]:
         found = f"every client that reaches {settings.host} may spend your credits (BROKER_ALLOW_ANONYMOUS)"
         yield warning("access", found, "set BROKER_API_KEYS instead, unless the network is private")
     elif is_exposed and not settings.api_keys:
-        found = f"other machines reach {settings.host}, but may not order: no key is set"
-        yield warning("access", found, "set BROKER_API_KEYS")
+        found = f"other machines reach {settings.host}, but may not order without an account: no key is set"
+        yield warning("access", found, "set BROKER_API_KEYS, unless all of them log in")
     for origin in settings.cors_origins:
         parts = urlsplit(origin)
         if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
@@ -260,4 +260,4 @@ def _describe_access(settings: Settings) -> str:
         return "every program on this machine may order"
     if settings.api_keys:
         return f"a key is needed ({len(settings.api_keys)} known)"
-    return "direct calls from this machine only"
+    return "direct calls from this machine only, until there is a user or an API key"
