@@ -14,8 +14,8 @@ from broker.accounts.users import UserService
 from broker.api.accounts.schemas import LoginRequest, RegistrationRequest, UserData
 from broker.api.http.cookies import clear_session_cookie
 from broker.api.http.endpoint import Endpoint, SuccessResponse, json_success, principal_of
-from broker.api.http.logins import login_client, read_login, set_login_cookies
 from broker.api.http.responses import DataResponse, data_response
+from broker.api.shared.logins import login_client, read_login, set_login_cookies
 
 _COOKIE: Final = {"Set-Cookie": (True, "the session, HttpOnly and SameSite=Lax, over TLS also Secure")}
 _BODY_ERRORS: Final = ("invalid_request", "payload_too_large", "forbidden", "rate_limited")

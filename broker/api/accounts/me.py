@@ -24,9 +24,9 @@ from broker.api.accounts.schemas import (
 )
 from broker.api.http.cookies import clear_session_cookie
 from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success, principal_of
-from broker.api.http.logins import MAX_LOGIN_BYTES, login_client, set_login_cookies
 from broker.api.http.request_body import read_json_model
 from broker.api.http.responses import DataResponse, data_response, json_response
+from broker.api.shared.logins import MAX_LOGIN_BYTES, login_client, set_login_cookies
 from broker.errors import ApiError
 
 _SESSION: Final = Parameter(

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from broker.accounts.users import UserService
 from broker.api.accounts.schemas import USER_ID, UserChangeRequest, UserData, UserListQuery, UserRequest
 from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success, principal_of
-from broker.api.http.logins import MAX_LOGIN_BYTES
 from broker.api.http.pagination import PageResponse, split_page
 from broker.api.http.request_body import read_json_model
 from broker.api.http.responses import DataResponse, data_response, json_response
+from broker.api.shared.logins import MAX_LOGIN_BYTES
 from broker.errors import ApiError
 from storage.accounts.users import User
 
