@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.support.clock import ManualClock
 from tests.support.memory_disk import keep_temporary_files_in_memory
+from tests.support.planted_secrets import find_secrets
 from tests.support.servers import postgres as server
 from tests.support.servers.s3 import S3Server, serving_s3
 from tests.support.variables import settings_variables
@@ -15,6 +16,17 @@ from tests.support.variables import settings_variables
 
 def pytest_configure() -> None:
     keep_temporary_files_in_memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test whose output holds a secret."""
+    report = yield
+    for title, text in report.sections:
+        if report.outcome == "passed" and (found := find_secrets(text.encode("utf-8", "replace"))):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: a secret in {title}: {found}"
+    return report
 
 
 @pytest.fixture(scope="session")

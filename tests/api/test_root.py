@@ -10,12 +10,13 @@ import pytest
 
 from broker.i18n import LANGUAGES, Messages
 from tests.support.api import open_api
+from tests.support.planted_secrets import PLANTED
 
 pytestmark = pytest.mark.anyio
 
 KEY = "key-of-a-caller-0123456789"
 SECRET = "a-secret-of-the-tests-0123456789"
-PROVIDER_KEY = "a-key-of-the-tests"
+PROVIDER_KEY = PLANTED["kie"]
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 TUNNEL = {"Host": "abc.ngrok-free.app", "X-Forwarded-For": "8.8.8.8", "X-Forwarded-Proto": "https"}
 

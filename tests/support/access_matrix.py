@@ -59,12 +59,15 @@ KINDS: Final = (
     (r"/fal/.*/requests/\{id\}", "task"),
     (r"/(v1beta|v1|api)/files/\{id\}", "file"),
     (r"/api/v1/jobs/recordInfo", "task"),
+    (r"/api/me/sessions/\{id\}", "session"),
+    (r"/api/keys/\{id\}", "key"),
+    (r"/api/users/\{id\}", "user"),
 )
 """Start of a path → the kind of object that its id names; the first match counts."""
 WITHOUT_OBJECT: Final = (
     r"/api/webhook/\{provider\}|/api/providers/\{name\}|/docs/\{file\}|/upload/v1(beta)?/files/\{upload\}|"
     r"/fal/storage/uploads/\{id\}/file|/v1(beta)?/models/|/v1/deployments/|/fal/run/\{app:path\}|"
-    r"/fal/\{owner\}/\{alias\}(/\{endpoint\})?$"
+    r"/fal/\{owner\}/\{alias\}(/\{endpoint\})?$|/api/me/provider-keys/\{provider\}"
 )
 """Paths whose parameters name nothing that belongs to anyone, or hold a secret of their own (uploads)."""
 MAX_SECONDS: Final = 10.0
@@ -81,6 +84,10 @@ OVERSEEN: Final = frozenset(
     }
 )
 """Routes of callers at which an admin may name a user's object; the answer holds it, because the id opens it."""
+NEEDS_USER: Final = r"/api/me"
+"""Start of paths about the user's own account: the operator's keys, which have none, may get 403."""
+ENDS_SESSION: Final = frozenset({"POST /api/logout", "DELETE /api/me/sessions", "DELETE /api/me/sessions/{id}"})
+"""Routes after which the principal logs in again."""
 OPEN_STATUSES: Final = {"/fal/": {400}}
 """Start of a path → other answers to an owner: fal has 400 for a request that is not finished."""
 
@@ -102,8 +109,10 @@ class World:
 
     broker: ApiBroker
     owner: str
-    headers: Mapping[str, Mapping[str, str]]
+    headers: dict[str, Mapping[str, str]]
     """By principal."""
+    users: Mapping[str, str]
+    """Ids by name."""
     numbers: int = 0
     planters: Mapping[str, Callable[[], Awaitable[str]]] = field(init=False)
     """By kind: make an object of the owner, return its id."""
@@ -119,6 +128,9 @@ class World:
             "delivery": self._plant_delivery,
             "gemini batch": self._plant_gemini_batch,
             "file": self._plant_file,
+            "session": self._plant_session,
+            "key": self._plant_key,
+            "user": self._plant_user,
         }
 
     async def _task(self, **changes: Any) -> Any:
@@ -197,10 +209,26 @@ class World:
         await self.broker.services.database.transact(self.broker.services.tables.uploaded_files.insert_file(file))
         return file_id
 
+    async def _plant_session(self) -> str:
+        await log_in(self.broker, self.owner)
+        sql = "SELECT id FROM sessions WHERE user_id = :user ORDER BY created_at DESC, id LIMIT 1"
+        return str((await self.broker.services.database.fetch(sql, user=self.owner))[0]["id"])
+
+    async def _plant_key(self) -> str:
+        return (await _insert_key(self.broker, self.owner, f"{CANARY} key"))[0]
+
+    async def _plant_user(self) -> str:
+        self.numbers += 1
+        return await _add_user(self.broker, f"user{self.numbers}")
+
+    async def log_in_again(self, principal: str) -> None:
+        if principal in self.users and "Cookie" in self.headers[principal]:
+            self.headers[principal] = await log_in(self.broker, self.users[principal])
+
     async def send(self, endpoint: Endpoint, principal: str, object_id: str) -> httpx.Response:
         route = f"{endpoint.method} {endpoint.path}"
         query = {IN_QUERY[endpoint.path]: object_id} if endpoint.path in IN_QUERY else {}
-        return await self.broker.client.request(
+        answer = await self.broker.client.request(
             endpoint.method,
             path_with(endpoint.path, object_id),
             params=query,
@@ -208,6 +236,10 @@ class World:
             headers=self.headers[principal],
             timeout=MAX_SECONDS,
         )
+        self.broker.client.cookies.clear()  # a login must not stay for the next principal
+        if route in ENDS_SESSION:
+            await self.log_in_again(principal)
+        return answer
 
 
 def path_with(path: str, object_id: str) -> str:
@@ -232,21 +264,20 @@ def kind_of(endpoint: Endpoint) -> str | None:
 async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
     """Run a broker with users, and one session or key for each kind of principal."""
     async with open_api(folder, api_keys=(SecretStr(HOUSE_KEY),), **settings) as broker:
-        owner, other, admin, disabled = [
-            await _add_user(broker, name, is_admin=name == "admin", is_disabled=name == "disabled")
+        users = {
+            name: await _add_user(broker, name, is_admin=name == "admin", is_disabled=name == "disabled")
             for name in ("owner", "other", "admin", "disabled")
-        ]
-        now = broker.services.clock.now()
-        headers = {
-            "stranger": {"X-Forwarded-For": "8.8.8.8"},
-            "expired": await _log_in(broker, owner, expires_at=now - 1),
-            "disabled": await _log_in(broker, disabled, expires_at=now + 3600),
-            "other": await _add_key(broker, other),
-            "house": {"Authorization": f"Bearer {HOUSE_KEY}"},
-            "admin": await _log_in(broker, admin, expires_at=now + 3600),
-            "owner": await _log_in(broker, owner, expires_at=now + 3600),
         }
-        yield World(broker=broker, owner=owner, headers=headers)
+        headers: dict[str, Mapping[str, str]] = {
+            "stranger": {"X-Forwarded-For": "8.8.8.8"},
+            "expired": await log_in(broker, users["owner"], seconds=-1),
+            "disabled": await log_in(broker, users["disabled"]),
+            "other": {"Authorization": f"Bearer {(await _insert_key(broker, users['other'], 'a key'))[1]}"},
+            "house": {"Authorization": f"Bearer {HOUSE_KEY}"},
+            "admin": await log_in(broker, users["admin"]),
+            "owner": await log_in(broker, users["owner"]),
+        }
+        yield World(broker=broker, owner=users["owner"], headers=headers, users=users)
 
 
 async def _add_user(broker: ApiBroker, name: str, **changes: Any) -> str:
@@ -256,7 +287,9 @@ async def _add_user(broker: ApiBroker, name: str, **changes: Any) -> str:
     return user.id
 
 
-async def _log_in(broker: ApiBroker, user: str, *, expires_at: float) -> dict[str, str]:
+async def log_in(broker: ApiBroker, user: str, *, seconds: float = 3600) -> dict[str, str]:
+    """Insert a session that ends after so many seconds; return the headers of its requests."""
+    expires_at = broker.services.clock.now() + seconds
     now, secret, sessions = broker.services.clock.now(), new_secret("cookie"), broker.services.tables.sessions
     session = Session(
         id=new_session_id(),
@@ -272,18 +305,19 @@ async def _log_in(broker: ApiBroker, user: str, *, expires_at: float) -> dict[st
     return {"Cookie": f"broker_session={secret}", "Sec-Fetch-Site": "same-origin"}
 
 
-async def _add_key(broker: ApiBroker, user: str) -> dict[str, str]:
+async def _insert_key(broker: ApiBroker, user: str, name: str) -> tuple[str, str]:
+    """Return the id of a new key, and the key."""
     secret = new_secret("api_key")
     key = ApiKey(
         id=new_api_key_id(),
         digest=digest_of(secret),
         prefix=secret[:8],
-        name="a key",
+        name=name,
         owner=user,
         created_at=broker.services.clock.now(),
     )
     await broker.services.database.transact(broker.services.tables.api_keys.insert_key(key))
-    return {"Authorization": f"Bearer {secret}"}
+    return key.id, secret
 
 
 async def run_matrix(world: World, *, only: str = "") -> list[Cell]:
@@ -336,6 +370,8 @@ def _problem(dialect: Dialect, endpoint: Endpoint, principal: str, kind: str | N
     if endpoint.access == "admin":
         is_admin = principal in {"admin", "house"}
         return "" if is_admin == (status not in {401, 403}) else "admin access is wrong"
+    if status == 403 and principal == "house" and re.match(NEEDS_USER, endpoint.path):
+        return ""
     if status in {401, 403}:
         return "refused"
     is_overseer = principal in {"admin", "house"} and route in OVERSEEN

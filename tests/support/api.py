@@ -29,6 +29,7 @@ from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.brokers import QUICK_STOP
 from tests.support.listeners import Listeners
+from tests.support.planted_secrets import EVERYWHERE, assert_no_secrets
 from webhooks.events import Event, event_body
 
 PORT = 8000
@@ -180,7 +181,7 @@ async def open_api(
     blobs: what the application uses instead of the services' own store.
     """
     defaults: dict[str, Any] = {
-        "kie_keys": "a-key-of-the-tests",
+        **EVERYWHERE,
         "api_url": "http://127.0.0.1:9",
         "webhook_base_url": "https://broker.example",
         "tunnel_api": "http://127.0.0.1:9",
@@ -201,6 +202,7 @@ async def open_api(
                 await _started(services)
                 mounted = MountedApp(services=services)
                 yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=port, folder=folder)
+                assert_no_secrets(folder)
         return
     async with (
         open_services(chosen, clock=clock, port=PORT, open_database=listeners.open_database) as services,
@@ -211,6 +213,7 @@ async def open_api(
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", transport=transport) as client:
             await _started(services)
             yield ApiBroker(mounted=mounted, listeners=listeners, client=client, port=PORT, folder=folder)
+            assert_no_secrets(folder)
 
 
 def with_parts(services: Services, **parts: Any) -> Services:

@@ -25,6 +25,7 @@ from broker.services import Services
 from broker.settings import Settings
 from storage.sql.database import Database
 from storage.tasks import Task
+from tests.support.planted_secrets import EVERYWHERE, assert_no_secrets
 
 QUICK: dict[str, Any] = {
     "check_after": 0.3,
@@ -121,7 +122,7 @@ async def open_broker(
             env_file=None,
             **{
                 **QUICK,
-                "kie_keys": "test-key",
+                **EVERYWHERE,
                 "api_url": sandbox,
                 "upload_url": sandbox,
                 "webhook_base_url": address if with_callbacks else "",
@@ -137,6 +138,7 @@ async def open_broker(
         await stack.enter_async_context(running_server(services, sock, limits=limits))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))
         yield RunningBroker(services=services, client=client, sandbox=sandbox)
+        assert_no_secrets(folder)
 
 
 @asynccontextmanager
@@ -149,10 +151,11 @@ async def still(
 ) -> AsyncIterator[Services]:
     """Open the services without a server; their worker does nothing by itself."""
     nowhere = "http://127.0.0.1:9"
-    fixed = {"kie_keys": "test-key", "api_url": nowhere, "tunnel_api": nowhere, "data_dir": folder}
+    fixed = {**EVERYWHERE, "api_url": nowhere, "tunnel_api": nowhere, "data_dir": folder}
     chosen = load_settings(env_file=None, **{**fixed, **settings})
     async with open_services(chosen, clock=clock, open_database=open_database) as services:
         yield services
+        assert_no_secrets(folder)
 
 
 def one_account(name: str, provider: Any) -> dict[str, ProviderPool]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.planted_secrets import PLANTED, assert_no_secrets
 from tests.support.servers.ports import free_port
 
 __all__ = ["Broker", "environment", "free_port", "serving", "until"]
@@ -24,7 +25,7 @@ def environment(folder: Path, provider: str, port: int, **more: str) -> dict[str
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
-        "NANO_BANANA_API_KEY": "test-key",
+        "NANO_BANANA_API_KEY": PLANTED["kie"],
         "NANO_BANANA_API_URL": provider,
         "NANO_BANANA_UPLOAD_URL": provider,
         "WEBHOOK_BASE_URL": f"http://127.0.0.1:{port}",
@@ -82,6 +83,7 @@ async def serving(env: dict[str, str], folder: Path) -> AsyncIterator[Broker]:
                 yield broker
             finally:
                 await broker.kill()
+            assert_no_secrets(folder, folder / "data")
 
 
 async def _healthy(broker: Broker, folder: Path) -> None:
