@@ -150,6 +150,15 @@ def outdent(code: str) -> str:
     return "\n".join(line.strip() for line in code.splitlines() if line.strip())
 
 
+# -- operating
+
+
+def test_every_log_action_is_explained() -> None:
+    named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs/operating.md").read_text("utf-8")))
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "broker").rglob("*.py"))
+    assert set(re.findall(r'action="([a-z_]+)"', code)) - named == set()
+
+
 # -- ngrok.yml
 
 

@@ -113,6 +113,8 @@ SYSTEMS: Final[Mapping[str, Mapping[str, tuple[str, Works | Answered]]]] = {
             "bcrypt",
             Answered("passwords are always stored as argon2id, so there is no scheme to choose; remove it"),
         ),
+        "ACCESS_TOKEN_EXPIRE_MINUTES": ("90", Works(setting("access_token_minutes"), 90.0)),
+        "REFRESH_TOKEN_EXPIRE_DAYS": ("3", Works(setting("refresh_token_days"), 3.0)),
         "REPLICATE_API_TOKEN": (
             "token-of-replicate",
             Works(lambda settings: settings.secret_values() >= {"token-of-replicate"}, True),
@@ -145,8 +147,8 @@ def test_every_name_of_a_system_works_or_is_answered(system: str) -> None:
         name: fate.sentence for name, fate in answered.items()
     }
     shown = f"{settings!r}{settings.unread_variables}{settings.database_shown}"
-    values = [value for name, (value, _) in names.items() if any(w in name for w in ("KEY", "PASSWORD", "TOKEN"))]
-    assert [value for value in values if value in shown] == []
+    secrets = [value for name, (value, _) in names.items() if name.endswith(("_KEY", "_PASSWORD", "_API_TOKEN"))]
+    assert [value for value in secrets if value in shown] == []
     assert settings.package(ReplicateSettings).is_configured is ("REPLICATE_API_TOKEN" in names)
 
 
