@@ -160,7 +160,7 @@ class LoginService:
         admission = await self.throttle.acquire_confirmation(user.name_key, session_id or "key")
         if not await self._verify(user, password):
             raise ApiError("forbidden", "The password is wrong.", field="password", message_key="password_wrong")
-        await self.database.transact(*self.throttle.admit(admission))
+        await self.database.transact(*self.throttle.end_series(admission))
         return user
 
     async def change_password(
@@ -209,11 +209,10 @@ class LoginService:
         fresh_hash = user.password_hash
         if self.hasher.needs_rehash(fresh_hash):
             fresh_hash = await self.hasher.hash(password)
-        is_known = await self.throttle.is_known_device(user.id, client)
-        login, statements = self._new_session(kind, user, client, is_known_device=is_known)
+        login, statements = self._new_session(kind, user, client, is_known_device=admission.is_known_device)
         replaced = await self._replaced_session(client)
         return await self._store_login(
-            login, statements, fresh_hash, client, [*replaced, *self.throttle.admit(admission)]
+            login, statements, fresh_hash, client, [*replaced, *self.throttle.end_series(admission)]
         )
 
     async def _verify(self, user: User | None, password: str) -> bool:

@@ -48,6 +48,11 @@ MAX_RACES: Final = 5
 """How often an attempt is decided again because another one was counted at the same moment."""
 
 
+def max_verifications_of_strangers(seconds: float) -> float:
+    """Return how many passwords are verified within a time for addresses and devices that no account knows, at most."""
+    return sum(one.burst + seconds / one.interval for one in (STRANGERS_FIRST, STRANGERS_LATER))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoginClient:
     """Where a login comes from."""
@@ -62,12 +67,32 @@ class LoginClient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoginAdmission:
-    """An attempt that was counted."""
+class LoginRule:
+    """What an attempt must pass: a series, and allowances by their keys."""
 
     series: str
-    allowances: Mapping[str, Allowance]
-    """By key; those that a right password gives back."""
+    always: Mapping[str, Allowance] = field(default_factory=dict)
+    first: Mapping[str, Allowance] = field(default_factory=dict)
+    """For the first attempts of the series."""
+    later: Mapping[str, Allowance] = field(default_factory=dict)
+    """For those after them."""
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.series, *self.always, *self.first, *self.later]
+
+    def allowances(self, failures: int) -> dict[str, Allowance]:
+        """Return the allowances of the next attempt after a number of them."""
+        return {**self.always, **(self.first if failures < FREE_ATTEMPTS else self.later)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoginAdmission:
+    """An attempt that was counted, whose password may be looked at."""
+
+    series: str
+    taken: Mapping[str, Allowance]
+    is_known_device: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,35 +111,61 @@ class LoginThrottle:
         Raises `ApiError("rate_limited")` with the seconds to wait; then nothing is counted.
         """
         address, device = self._address_digest(client.address), self._device_digest(client.device or "")
-        known = await self.clients.list_known(user_id or "", [address, device])
-        if device in known:
-            return await self._acquire(self._key("series", account, device), {})
-        series = self._key("series", account, address)
-        given_back = {self._key("address", address): PER_ADDRESS}
-        if address in known:
-            return await self._acquire(series, given_back)
-        account_key = self._key("account", account)
-        return await self._acquire(
-            series,
-            given_back,
-            first={f"{account_key}:first": PER_ACCOUNT_FIRST, "strangers:first": STRANGERS_FIRST},
-            later={f"{account_key}:later": PER_ACCOUNT_LATER, "strangers:later": STRANGERS_LATER},
-        )
+        by_address = self._key("series", account, address)
+        of_address = {self._key("address", address): PER_ADDRESS}
+        of_account = self._key("account", account)
+        rules = {
+            "device": LoginRule(series=self._key("series", account, device)),
+            "address": LoginRule(series=by_address, always=of_address),
+            "elsewhere": LoginRule(
+                series=by_address,
+                always=of_address,
+                first={f"{of_account}:first": PER_ACCOUNT_FIRST, "strangers:first": STRANGERS_FIRST},
+                later={f"{of_account}:later": PER_ACCOUNT_LATER, "strangers:later": STRANGERS_LATER},
+            ),
+        }
+        digests = {"device": device, "address": address}
+        for _ in range(MAX_RACES):
+            keys = [key for rule in rules.values() for key in rule.keys]
+            counted = await self.counts.read(keys, user_id=user_id or "", clients=list(digests.values()))
+            known = next((name for name, digest in digests.items() if digest in counted.known_clients), "elsewhere")
+            if admission := await self._count(rules[known], counted.by_key, is_known_device=known == "device"):
+                return admission
+        raise _too_fast(FIRST_DELAY_SECONDS)
 
     async def acquire_confirmation(self, account: str, session_id: str) -> LoginAdmission:
         """Count a password that a logged-in user gives again, in a series of the session."""
-        return await self._acquire(self._key("series", account, session_id), {})
+        rule = LoginRule(series=self._key("series", account, session_id))
+        for _ in range(MAX_RACES):
+            counted = await self.counts.read(rule.keys)
+            if admission := await self._count(rule, counted.by_key):
+                return admission
+        raise _too_fast(FIRST_DELAY_SECONDS)
 
     async def acquire_registration(self, client: LoginClient) -> None:
         """Count a registration."""
-        address = self._key("registration", self._address_digest(client.address))
-        await self._take({address: REGISTRATIONS_PER_ADDRESS, "registrations": REGISTRATIONS})
+        of_address = self._key("registrations", self._address_digest(client.address))
+        allowances = {of_address: REGISTRATIONS_PER_ADDRESS, "registrations": REGISTRATIONS}
+        for _ in range(MAX_RACES):
+            now, counted = self.clock.now(), await self.counts.read(list(allowances))
+            if wait := _allowance_wait(counted.by_key, allowances, now):
+                raise _too_fast(wait)
+            try:
+                await self.counts.database.transact(*self._take(allowances, now))
+            except Stale:
+                continue
+            return
+        raise _too_fast(FIRST_DELAY_SECONDS)
 
-    def admit(self, admission: LoginAdmission) -> list[Statement]:
-        """Return the statements that end a series and give back what a right password has not cost."""
+    def end_series(self, admission: LoginAdmission) -> list[Statement]:
+        """Return the statements that end a series after a right password, and give back what it has taken.
+
+        The allowance of all strangers is not given back: it limits the work, and the work was done.
+        """
+        given_back = {key: one for key, one in admission.taken.items() if not key.startswith("strangers:")}
         return [
             self.counts.delete_key(admission.series),
-            *(self.counts.give_back(key, allowance) for key, allowance in admission.allowances.items()),
+            *(self.counts.give_back(key, allowance) for key, allowance in given_back.items()),
         ]
 
     def remember(self, user_id: str, client: LoginClient, device: str | None) -> list[Statement]:
@@ -123,59 +174,35 @@ class LoginThrottle:
         digests = [self._address_digest(client.address), *([self._device_digest(device)] if device else [])]
         return [self.clients.set_known(user_id, digest, now) for digest in digests]
 
-    async def is_known_device(self, user_id: str, client: LoginClient) -> bool:
-        digest = self._device_digest(client.device or "")
-        return digest in await self.clients.list_known(user_id, [digest])
-
-    async def _acquire(
-        self,
-        series: str,
-        given_back: Mapping[str, Allowance],
-        *,
-        first: Mapping[str, Allowance] | None = None,
-        later: Mapping[str, Allowance] | None = None,
-    ) -> LoginAdmission:
-        for _ in range(MAX_RACES):
-            now = self.clock.now()
-            counted = await self.counts.list_counted([series, *given_back, *(first or {}), *(later or {})])
-            row = counted.get(series)
-            failures = row.failures if row is not None and row.forget_at > now else 0
-            shared = (first if failures < FREE_ATTEMPTS else later) or {}
-            allowances = {**given_back, **shared}
-            wait = max(_series_wait(row, now), _allowance_wait(counted, allowances, now))
-            if wait > 0:
-                raise _too_fast(wait)
-            next_row = LoginAttempts(
-                key=series,
-                failures=failures + 1,
-                free_at=now + delay_seconds(failures + 1),
-                forget_at=now + SERIES_KEPT_SECONDS,
-            )
-            statements = [self.counts.set_series(next_row, seen=row.failures if row is not None else 0)]
-            statements += [self.counts.take_one(key, one, now) for key, one in allowances.items()]
-            try:
-                await self.counts.database.transact(*statements)
-            except Stale:
-                continue
-            # the allowance of all strangers is one of work, which was done
-            back = {key: one for key, one in allowances.items() if not key.startswith("strangers:")}
-            return LoginAdmission(series=series, allowances=back)
-        raise _too_fast(FIRST_DELAY_SECONDS)
-
-    async def _take(self, allowances: Mapping[str, Allowance]) -> None:
-        now = self.clock.now()
-        wait = _allowance_wait(await self.counts.list_counted(list(allowances)), allowances, now)
-        if wait > 0:
+    async def _count(
+        self, rule: LoginRule, counted: Mapping[str, LoginAttempts], *, is_known_device: bool = False
+    ) -> LoginAdmission | None:
+        """Count an attempt by what was read; None if it changed since. Raises `ApiError("rate_limited")`."""
+        now, row = self.clock.now(), counted.get(rule.series)
+        failures = row.failures if row is not None and row.forget_at > now else 0
+        allowances = rule.allowances(failures)
+        if wait := max(_series_wait(row, now), _allowance_wait(counted, allowances, now)):
             raise _too_fast(wait)
+        attempt = LoginAttempts(
+            key=rule.series,
+            failures=failures + 1,
+            free_at=now + delay_seconds(failures + 1),
+            forget_at=now + SERIES_KEPT_SECONDS,
+        )
         try:
             await self.counts.database.transact(
-                *(self.counts.take_one(key, allowance, now) for key, allowance in allowances.items())
+                self.counts.set_series(attempt, seen=row.failures if row is not None else 0),
+                *self._take(allowances, now),
             )
         except Stale:
-            raise _too_fast(FIRST_DELAY_SECONDS) from None
+            return None
+        return LoginAdmission(series=rule.series, taken=allowances, is_known_device=is_known_device)
+
+    def _take(self, allowances: Mapping[str, Allowance], now: float) -> list[Statement]:
+        return [self.counts.take_one(key, allowance, now) for key, allowance in allowances.items()]
 
     def _key(self, kind: str, *parts: str) -> str:
-        """Return a digest: a name or address that someone typed cannot be read in the database."""
+        """Return a key in which no name and no address can be read that someone typed."""
         return f"{kind}:{self._digest(kind, *parts)}"
 
     def _address_digest(self, address: str) -> str:
@@ -202,11 +229,9 @@ def address_prefix(address: str) -> str:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address[:64]
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is None:
-            return str(ipaddress.ip_network((parsed, 64), strict=False))
-        return str(parsed.ipv4_mapped)
-    return str(parsed)
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def _series_wait(row: LoginAttempts | None, now: float) -> float:

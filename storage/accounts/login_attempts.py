@@ -5,12 +5,12 @@ What is counted, and where a client is known, is stored as a digest: names and a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, in_clause
+from storage.sql.rows import from_row, in_clause
 
 CLIENT_KEPT_SECONDS: Final = 180 * 86_400.0
 """A client that did not log in for so long is a stranger again."""
@@ -42,16 +42,38 @@ class Allowance:
         return self.burst * self.interval
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountedAttempts:
+    """What a decision about an attempt reads."""
+
+    by_key: Mapping[str, LoginAttempts]
+    known_clients: frozenset[str]
+    """Digests of clients that are known for the user."""
+
+
 @dataclass(frozen=True)
 class LoginAttemptCounts:
     """Counted attempts in the database."""
 
     database: Database
 
-    async def list_counted(self, keys: Sequence[str]) -> dict[str, LoginAttempts]:
+    async def read(self, keys: Sequence[str], *, user_id: str = "", clients: Sequence[str] = ("",)) -> CountedAttempts:
+        """Return what was counted for keys, and which digests of clients are known for a user."""
         listed, params = in_clause(keys)
-        sql = f"SELECT * FROM login_attempts WHERE key IN ({listed})"
-        return {row.key: row for row in await fetch_as(self.database, LoginAttempts, sql, **params)}
+        digests, more = in_clause(clients)
+        rows = await self.database.fetch(
+            f"""SELECT key, failures, free_at, forget_at FROM login_attempts WHERE key IN ({listed})
+                UNION ALL SELECT digest, -1, used_at, used_at FROM login_clients
+                WHERE user_id = :user AND digest IN ({digests.replace(":v", ":c")})""",
+            **params,
+            **{name.replace("v", "c", 1): value for name, value in more.items()},
+            user=user_id,
+        )
+        counted = [from_row(LoginAttempts, row) for row in rows if row["failures"] >= 0]
+        return CountedAttempts(
+            by_key={row.key: row for row in counted},
+            known_clients=frozenset(row["key"] for row in rows if row["failures"] < 0),
+        )
 
     def set_series(self, row: LoginAttempts, *, seen: int) -> Statement:
         """Store the next attempt of a series; `Stale` unless `seen` were counted before."""
@@ -110,14 +132,6 @@ class LoginClients:
     """Devices and addresses from which users have logged in, in the database."""
 
     database: Database
-
-    async def list_known(self, user_id: str, digests: Sequence[str]) -> set[str]:
-        """Return those of the digests from which a user has logged in."""
-        listed, params = in_clause(digests)
-        rows = await self.database.fetch(
-            f"SELECT digest FROM login_clients WHERE user_id = :user AND digest IN ({listed})", user=user_id, **params
-        )
-        return {str(row["digest"]) for row in rows}
 
     def set_known(self, user_id: str, digest: str, now: float) -> Statement:
         return Statement(

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import argon2
+
+from broker.accounts.passwords import PasswordHasher
 from broker.accounts.throttle import LoginClient
 from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock
 from broker.errors import ApiError
 from broker.services import Services
+from tests.support.api import with_parts
 
+QUICK = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 PASSWORD = "a password of the tests"
 HOME = LoginClient(agent="Firefox", address="198.51.100.7")
 
@@ -36,11 +41,15 @@ def count_hashes(services: Services) -> int:
 
 
 @asynccontextmanager
-async def open_accounts(folder: Path, clock: Clock, **settings: Any) -> AsyncIterator[Services]:
+async def open_accounts(
+    folder: Path, clock: Clock, *, hashing: argon2.PasswordHasher | None = None, **settings: Any
+) -> AsyncIterator[Services]:
+    """hashing: other parameters than argon2id has in the product, which takes 35 ms."""
     defaults: dict[str, Any] = {"tunnel_api": "http://127.0.0.1:9", "data_dir": folder, "kie_keys": "a-key"}
     chosen = load_settings(env_file=None, **{**defaults, **settings})
     async with open_services(chosen, clock=clock, joins=False) as services:
-        yield services
+        parts = {"passwords": PasswordHasher(metrics=services.metrics, argon2id=hashing)} if hashing else {}
+        yield with_parts(services, **parts)
 
 
 @asynccontextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import CapacityLimiter
 
 from broker.accounts.logins import Login
+from broker.accounts.passwords import HASH_THREADS
 from broker.accounts.users import UserChanges
 from broker.errors import ApiError
 from storage.accounts.users import User
-from tests.accounts.opening import HOME, PASSWORD, Processes, open_processes, outcome_of
+from tests.accounts.opening import HOME, PASSWORD, QUICK, Processes, open_processes, outcome_of
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +27,7 @@ async def processes(request: pytest.FixtureRequest, tmp_path: Path, clock: Manua
     settings: dict[str, Any] = {}
     if request.param == "postgres":
         settings["database_url"] = await request.getfixturevalue("postgres").fresh()
-    async with open_processes(tmp_path, clock, **settings) as opened:
+    async with open_processes(tmp_path, clock, hashing=QUICK, **settings) as opened:
         yield opened
 
 
@@ -71,15 +74,6 @@ async def test_refresh_rotates_and_reuse_revokes_the_family(processes: Processes
     assert await processes.one.logins.list_sessions(login.user.id) == []
 
 
-async def test_a_login_replaces_the_cookie_that_the_browser_had(processes: Processes) -> None:
-    """Otherwise a cookie that a stranger has planted would be one of the user (session fixation)."""
-    await add_user(processes)
-    first = await processes.one.logins.log_in_with_cookie("ada", PASSWORD, HOME)
-    again = await processes.one.logins.log_in_with_cookie("ada", PASSWORD, HOME)
-    assert len({first.cookie, again.cookie, first.session.id, again.session.id}) == 4
-    assert await is_alive(processes, first)
-
-
 async def test_what_ends_sessions(processes: Processes) -> None:
     user = await add_user(processes)
     logins, users = processes.one.logins, processes.one.users
@@ -110,3 +104,35 @@ async def test_what_ends_sessions(processes: Processes) -> None:
     await users.delete(user.id)
     assert not await is_alive(processes, first)
     assert await outcome_of(processes.two, "ada", PASSWORD) == "unauthorized"
+
+
+async def test_login_does_not_survive_what_happens_while_its_password_is_verified(processes: Processes) -> None:
+    """Disabled, deleted, or another password: its session would begin after the others were ended."""
+    one, users = processes.one, processes.two.users
+    changes = {
+        "disabled": lambda user: users.change(user, UserChanges(is_disabled=True)),
+        "another password": lambda user: users.change(user, UserChanges(password="a password set by an admin")),
+        "deleted": users.delete,
+    }
+    for name, change in changes.items():
+        user = await add_user(processes, name)
+        async with AsyncExitStack() as verifying:
+            for _ in range(HASH_THREADS):  # both threads are busy
+                await verifying.enter_async_context(_busy(one.passwords.limiter))
+            trying = asyncio.create_task(outcome_of(one, name, PASSWORD))
+            while not one.passwords.limiter.statistics().tasks_waiting:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await change(user.id)
+        assert await trying == "unauthorized", name
+        assert await one.tables.sessions.list_of_user(user.id) == []
+
+
+@asynccontextmanager
+async def _busy(limiter: CapacityLimiter) -> AsyncIterator[None]:
+    """Hold one thread of a limiter."""
+    borrower = object()
+    await limiter.acquire_on_behalf_of(borrower)
+    try:
+        yield
+    finally:
+        limiter.release_on_behalf_of(borrower)
