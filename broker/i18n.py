@@ -18,7 +18,7 @@ LANGUAGES: Final[tuple[Language, ...]] = get_args(Language)
 OTHER_KEYS: Final = (
     *("processing", "deleted", "database_replaced", "billed_yes", "billed_no", "billed_unknown"),
     *("quota_images", "quota_usd", "quota_in_flight", "quota_pins", "quota_bytes"),
-    *("root_about", "root_pretend", "root_docs", "no_image_hint", "google_key_hint"),
+    *("root_about", "root_pretend", "root_docs", "no_image_hint", "google_key_hint", "untitled_conversation"),
 )
 """Keys beside the error codes."""
 

@@ -51,6 +51,8 @@ def make_conversations(
         tasks=tables.tasks,
         conversations=tables.conversations,
         turns=tables.turns,
+        images=tables.images,
+        blobs=resources.blobs,
         canceler=canceler,
         deleter=deleter,
     )

@@ -21,7 +21,7 @@ from broker.api.shared.inline_images import split_document
 from broker.errors import ApiError
 from broker.orders import DataUriReference, ReferenceSource, Turn, TurnPart, UrlReference
 from broker.providers.registry import load_catalog
-from broker.sandbox.dialects.gemini.routes import SIGNATURE
+from broker.sandbox.dialects.gemini.models import signature_of
 from storage.images import StoredImage
 from storage.sql.scope import EVERYTHING
 from tests.dialects.matrix import KEY, base_url
@@ -199,14 +199,17 @@ async def test_chat_by_the_sdk_returns_the_turns_of_gemini_unchanged(broker: Run
 
     options = types.HttpOptions(base_url=base_url(broker))
     answers = await to_thread.run_sync(talk, genai.Client(api_key=KEY, http_options=options))
+    made = []
     for answer in answers:
         assert answer.parts
         first, second = answer.parts
-        assert (first.text, second.thought_signature) == ("Here is your image.", base64.b64decode(SIGNATURE))
+        assert second.inline_data
+        made.append(signature_of(second.inline_data.data or b""))
+        assert (first.text, second.thought_signature) == ("Here is your image.", base64.b64decode(made[-1]))
     last = await broker.services.queries.get(answers[-1].response_id or "", EVERYTHING)
     assert (len(last.references), last.prompt) == (2, "make it green")
     signatures = [part.get("signature") for turn in last.turns for part in turn["parts"] if "reference" in part]
-    assert signatures == [SIGNATURE, SIGNATURE]
+    assert signatures == made[:2]
     usage = answers[-1].usage_metadata
     assert usage
     assert (usage.prompt_token_count, usage.candidates_token_count, usage.total_token_count) == (10, 1232, 1242)

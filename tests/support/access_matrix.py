@@ -28,8 +28,9 @@ from storage.accounts.api_keys import ApiKey
 from storage.accounts.sessions import Session, SessionSecret
 from storage.accounts.users import User
 from storage.batches import StoredBatch
+from storage.conversations.turns import NewTurn
 from storage.files.uploaded_files import UploadedFile
-from storage.ids import new_api_key_id, new_session_id, new_user_id, reference_owner
+from storage.ids import new_api_key_id, new_session_id, new_turn_id, new_user_id, reference_owner
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.fuzzing import dialects_of
@@ -62,6 +63,7 @@ KINDS: Final = (
     (r"/api/me/sessions/\{id\}", "session"),
     (r"/api/keys/\{id\}", "key"),
     (r"/api/users/\{id\}", "user"),
+    (r"/conversations/\{id\}", "conversation"),
 )
 """Start of a path → the kind of object that its id names; the first match counts."""
 WITHOUT_OBJECT: Final = (
@@ -74,7 +76,7 @@ MAX_SECONDS: Final = 10.0
 """For one answer; a stream must end."""
 IN_QUERY: Final = {"/api/v1/jobs/recordInfo": "taskId"}
 """Routes without an id in the path that take one from the query."""
-BODIES: Final[Mapping[str, Any]] = {}
+BODIES: Final[Mapping[str, Any]] = {"PATCH /conversations/{id}": {"pinned": True}}
 """Route → JSON body that its owner may send."""
 OVERSEEN: Final = frozenset(
     {
@@ -131,6 +133,7 @@ class World:
             "session": self._plant_session,
             "key": self._plant_key,
             "user": self._plant_user,
+            "conversation": self._plant_conversation,
         }
 
     async def _task(self, **changes: Any) -> Any:
@@ -224,6 +227,23 @@ class World:
     async def log_in_again(self, principal: str) -> None:
         if principal in self.users and "Cookie" in self.headers[principal]:
             self.headers[principal] = await log_in(self.broker, self.users[principal])
+
+    async def _plant_conversation(self) -> str:
+        task, tables = await self._ended_task(), self.broker.services.tables
+        title, now = f"{CANARY} title", self.broker.services.clock.now()
+        conversation = await self.broker.services.conversation_parts.service.create(self.owner, title)
+        turn = NewTurn(
+            id=new_turn_id(),
+            conversation_id=conversation.id,
+            parent_id=None,
+            parent_task=None,
+            batch=task.batch,
+            inputs=0,
+            created_at=now,
+        )
+        counting = tables.conversations.count_turn(conversation.id, title="", most=1, now=now)
+        await tables.database.transact(counting, tables.turns.insert_turn(turn))
+        return conversation.id
 
     async def send(self, endpoint: Endpoint, principal: str, object_id: str) -> httpx.Response:
         route = f"{endpoint.method} {endpoint.path}"

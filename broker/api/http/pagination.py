@@ -17,14 +17,15 @@ MAX_LIMIT: Final = 100
 T = TypeVar("T")
 
 
-def _parse_limit(text: str) -> int:
+def parse_limit(text: str) -> int:
+    """Return the length of a page, `MAX_LIMIT` at most. Raises ValueError."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
         raise ValueError(f"must be a whole number from 1 to {MAX_LIMIT}")
     return min(int(text), MAX_LIMIT)
 
 
 _LIMIT_TEXT: Final = ParsedText(
-    _parse_limit,
+    parse_limit,
     {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 999_999_999}, EMPTY], "default": DEFAULT_LIMIT},
 )
 

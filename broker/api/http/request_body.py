@@ -73,6 +73,11 @@ def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
     return media_type.decode("latin-1").strip().lower(), options
 
 
+def has_body(request: Request) -> bool:
+    """Return whether a request has a body, without reading it."""
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0").strip("0") != ""
+
+
 def is_encoded(request: Request) -> bool:
     return request.headers.get("content-encoding", "identity").strip().lower() not in {"identity", ""}
 

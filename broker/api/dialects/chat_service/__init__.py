@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from broker.api.dialects.chat_service.conversations import ConversationRoutes
 from broker.api.dialects.chat_service.png_copies import PngCopies
 from broker.api.dialects.chat_service.routes import ChatServiceRoutes
 from broker.api.http.auth import Authenticator
@@ -19,16 +20,20 @@ def chat_service_dialect(services: Services) -> Dialect:
     messages = services.presenter.messages
     routes = ChatServiceRoutes(
         held=HeldAnswers.from_services(services),
+        conversations=services.conversation_parts.service,
         queries=services.queries,
         blobs=services.blobs,
         copies=PngCopies(blobs=services.blobs),
         messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
+    conversations = ConversationRoutes(
+        conversations=services.conversation_parts.service, blobs=services.blobs, messages=messages
+    )
     return Dialect(
         name="chat_service",
         authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(render_detail_error, messages),
         error_model=DetailError,
-        endpoints=routes.endpoints(),
+        endpoints=[*routes.endpoints(), *conversations.endpoints()],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from starlette.requests import Request
@@ -19,12 +19,13 @@ from broker.api.dialects.chat_service.schemas import (
     ChatServiceOptions,
     read_chat_form,
 )
-from broker.api.http.endpoint import Endpoint, Schema, json_success
+from broker.api.http.endpoint import Endpoint, Schema, json_success, principal_of
 from broker.api.http.request_body import media_type_of, read_form, read_json_model
 from broker.api.http.responses import requested_language
 from broker.api.shared.async_answers import AsyncAnswer, async_answer
 from broker.api.shared.held_answers import ORDER_ERRORS, HeldAnswers, PlacedOrder, wants_async
 from broker.api.shared.inline_images import InlineImage, image_json
+from broker.conversations.service import ConversationService, NextTurn
 from broker.errors import ApiError
 from broker.i18n import Language, Messages
 from broker.tasks.queries import TaskQueries
@@ -38,6 +39,7 @@ MAX_JSON_BYTES = 2**20
 @dataclass(frozen=True, kw_only=True)
 class ChatServiceRoutes:
     held: HeldAnswers
+    conversations: ConversationService
     queries: TaskQueries
     blobs: BlobStore
     copies: PngCopies
@@ -86,10 +88,22 @@ class ChatServiceRoutes:
             await form.close()
 
     async def _order(self, request: Request, parsed: ChatServiceOptions) -> PlacedOrder:
-        is_held = not wants_async(request)
+        order, turn = parsed.to_order(), await self._next_turn(request, parsed)
         return await self.held.place(
-            request, parsed.to_order(), is_held=is_held, ignored=parsed.ignored, spelling=SPELLING
+            request,
+            order if turn is None else replace(order, conversation=turn.request_key),
+            is_held=not wants_async(request),
+            ignored=parsed.ignored,
+            spelling=SPELLING,
+            continuation=turn,
         )
+
+    async def _next_turn(self, request: Request, parsed: ChatServiceOptions) -> NextTurn | None:
+        """Return the turn that the order becomes; None without a conversation."""
+        if parsed.conversation_id is None:
+            return None
+        scope = principal_of(request).scope
+        return await self.conversations.next_turn(scope, parsed.conversation_id, parsed.parent)
 
     async def _render(self, language: Language, tasks: Sequence[Task]) -> Response:
         completed = completed_or_hint(tasks, self.messages, language)
@@ -112,6 +126,6 @@ def _order_endpoint(
             200: json_success("the images", ChatServiceImages),
             202: json_success("the order is durable", AsyncAnswer),
         },
-        errors=(*ORDER_ERRORS,),
+        errors=(*ORDER_ERRORS, "not_found", "conflict"),
         is_held=True,
     )

@@ -24,8 +24,6 @@ SPELLING: Final = {"topP": "top_p", "topK": "top_k", "maxOutputTokens": "max_out
 
 _WHOLE: Final = r"[+-]?[0-9]{1,15}"
 _DECIMAL: Final = rf"{_WHOLE}(\.[0-9]{{1,15}})?"
-_UNUSED: Final = ("conv_id",)
-"""Fields that are accepted without effect."""
 
 F = TypeVar("F", bound="ChatServiceForm")
 
@@ -64,7 +62,11 @@ _Probability = Annotated[
     BeforeValidator(_read_number),
     _published("number", _DECIMAL, minimum=0, maximum=1),
 ]
-_ConversationId = Annotated[int | str | None, Field(description="accepted without effect")]
+_ConversationId = Annotated[int | str | None, Field(description="the conversation to which the turn is added")]
+_ParentId = Annotated[
+    str | None,
+    Field(description="with conv_id: a message, a turn or a task of it, after which the turn comes; default: the last"),
+]
 _File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
 
 
@@ -82,6 +84,7 @@ class ChatServiceOptions(BaseModel):
     seed: _Seed = None
     max_output_tokens: _Positive = None
     conv_id: _ConversationId = None
+    parent_id: _ParentId = None
 
     def to_order(self, *sources: ReferenceSource) -> OrderRequest:
         """Return the order request; the catalog checks its values."""
@@ -106,7 +109,17 @@ class ChatServiceOptions(BaseModel):
     @property
     def ignored(self) -> list[str]:
         """The fields of the request without effect."""
-        return [*(name for name in _UNUSED if getattr(self, name) is not None), *(self.model_extra or ())]
+        has_effect = self.conversation_id is not None or self.parent_id is None
+        return [*(() if has_effect else ("parent_id",)), *(self.model_extra or ())]
+
+    @property
+    def conversation_id(self) -> str | None:
+        return None if self.conv_id in {None, ""} else str(self.conv_id)
+
+    @property
+    def parent(self) -> str | None:
+        """The turn or task after which the turn comes; a message has the id of its turn, and its role."""
+        return self.parent_id.partition(":")[0] if self.parent_id else None
 
 
 class ChatServiceForm(ChatServiceOptions):

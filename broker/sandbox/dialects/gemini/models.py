@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,6 +42,11 @@ MODELS: Final[Mapping[str, GeminiModel]] = {
     "gemini-3.1-flash-lite-image": GeminiModel(ratios=ALL_RATIOS, prices={"1K": 0.0336}, takes_size=False),
     "gemini-nano-banana-2.1": GeminiModel(ratios=ALL_RATIOS, prices={"1K": 0.0336, "2K": 0.0504, "4K": 0.1134}),
 }
+
+
+def signature_of(image: bytes) -> str:
+    """Return the signature of an image that the model makes; no other one is accepted for it."""
+    return base64.b64encode(b"an opaque state of the model /+ " * 8 + hashlib.sha256(image).digest()).decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +98,32 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
         raise RejectedRequest(400, error.msg) from None
 
 
+def shown_contents(contents: Any) -> list[dict[str, Any]]:
+    """Return contents with the SHA-256 of each image in its place, for the record of a job."""
+    return [
+        {**content, "parts": [_shown_part(part) for part in _mappings(content.get("parts"))]}
+        for content in _mappings(contents)
+    ]
+
+
+def _shown_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    image = _value(part, "inlineData", "inline_data")
+    rest = {name: value for name, value in part.items() if name not in {"inlineData", "inline_data"}}
+    return rest | ({"image": hashlib.sha256(_decode_image(image)).hexdigest()} if image else {})
+
+
 def _check_signatures(contents: Sequence[Mapping[str, Any]]) -> None:
-    """Require the signature of every image in a turn of the model."""
+    """Require the signature of every image in a turn of the model, as it was given to it."""
     for position, content in enumerate(contents, start=1):
         for number, part in enumerate(_mappings(content.get("parts")), start=1):
             if content.get("role") == "model" and _value(part, "inlineData", "inline_data"):
+                image = _decode_image(_value(part, "inlineData", "inline_data"))
                 signature = part.get("thoughtSignature") or part.get("thought_signature")
                 text = (
                     f"Image part is missing a thought_signature in content position {position}, part position {number}"
                 )
                 require(bool(signature), text, 400)
+                require(signature == signature_of(image), "Thought signature is not valid", 400)
 
 
 def _decode_image(image: Mapping[str, Any]) -> bytes:

@@ -15,14 +15,13 @@ from starlette.routing import Route
 
 from broker.sandbox.answers import HangUp, json_response
 from broker.sandbox.dialects.gemini.faults import FAILED_ANSWERS, WITHOUT_IMAGE, GeminiFault, Record
-from broker.sandbox.dialects.gemini.models import MODELS, validate_request
+from broker.sandbox.dialects.gemini.models import MODELS, shown_contents, signature_of, validate_request
 from broker.sandbox.dialects.gemini.webhooks import key_set
 from broker.sandbox.faults import FailureKind, Fault
 from broker.sandbox.jobs import Job, JobView
 from broker.sandbox.orders import RejectedRequest, require
 from broker.sandbox.service import JobService, read_json
 
-SIGNATURE: Final = base64.b64encode(b"an opaque state of the model /+ " * 8).decode()
 RETRY_INFO: Final[list[Record]] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"}]
 TOKENS: Final = {"1K": 1120, "2K": 1120, "4K": 2000}
 _STATUSES: Final = {
@@ -152,8 +151,8 @@ class GeminiRoutes:
                     status, _STATUSES[status], "The model is overloaded. Please try again later.", RETRY_INFO
                 )
                 return json_response([error] if fault is GeminiFault.LIST_ERROR else error, status=status)
-        config = body.get("generationConfig")
-        job = await self._service.submit(order, {"model": model, "config": config, "tools": body.get("tools")})
+        record = {"model": model, "config": body.get("generationConfig"), "tools": body.get("tools")}
+        job = await self._service.submit(order, {**record, "contents": shown_contents(body.get("contents"))})
         if isinstance(job, Job):
             self._sizes[job.id] = wanted.size
         return job
@@ -189,7 +188,8 @@ class GeminiRoutes:
         return {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], **common}
 
     async def _build_parts(self, job: Job, view: JobView) -> list[Record]:
-        data = base64.b64encode(await self._service.paint(job)).decode()
+        image = await self._service.paint(job)
+        data = base64.b64encode(image).decode()
         if GeminiFault.LINK in job.faults:
             return [{"text": f"Here it is: ![image]({view.urls[0]})"}]
         if GeminiFault.MARKDOWN in job.faults:
@@ -203,7 +203,7 @@ class GeminiRoutes:
         return [
             *drafts,
             {"text": "Here is your image."},
-            {names[0]: {names[1]: "image/png", "data": data}, "thoughtSignature": SIGNATURE},
+            {names[0]: {names[1]: "image/png", "data": data}, "thoughtSignature": signature_of(image)},
         ]
 
 
