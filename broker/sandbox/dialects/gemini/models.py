@@ -118,12 +118,12 @@ def _check_signatures(contents: Sequence[Mapping[str, Any]]) -> None:
         for number, part in enumerate(_mappings(content.get("parts")), start=1):
             if content.get("role") == "model" and _value(part, "inlineData", "inline_data"):
                 image = _decode_image(_value(part, "inlineData", "inline_data"))
-                signature = part.get("thoughtSignature") or part.get("thought_signature")
+                written = part.get("thoughtSignature") or part.get("thought_signature")
                 text = (
                     f"Image part is missing a thought_signature in content position {position}, part position {number}"
                 )
-                require(bool(signature), text, 400)
-                require(signature == signature_of(image), "Thought signature is not valid", 400)
+                require(bool(written), text, 400)
+                require(written == signature_of(image), "Thought signature is not valid", 400)
 
 
 def _decode_image(image: Mapping[str, Any]) -> bytes:
