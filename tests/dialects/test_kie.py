@@ -27,6 +27,7 @@ from broker.providers.kie.errors import ERRORS
 from broker.sandbox.engine import Options
 from storage.states import TaskState
 from storage.tasks import Task
+from tests.support.access_matrix import add_user, insert_key
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.faulty_http import answers as picture_answers
@@ -122,6 +123,14 @@ async def test_credits_without_a_budget_are_the_balances_at_the_providers(tmp_pa
         while (answer := (await broker.client.get("/api/v1/chat/credit")).json())["code"] == 505:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert answer == {"code": 200, "msg": "success", "data": 60.62}
+
+
+async def test_credits_of_a_user_are_what_is_left_of_the_own_quota(broker: RunningBroker) -> None:
+    for quota, credit in (({"usd": 0.5}, (200, 100)), ({}, (505, None))):
+        user = await add_user(broker, f"user with {len(quota)} quotas", quota=quota)
+        _, key = await insert_key(broker, user, "a key")
+        answer = await broker.client.get("/api/v1/chat/credit", headers={"Authorization": f"Bearer {key}"})
+        assert (answer.json()["code"], answer.json()["data"]) == credit
 
 
 async def test_callbacks_have_the_record_and_a_signature_of_id_and_time(broker: RunningBroker) -> None:

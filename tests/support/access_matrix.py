@@ -33,6 +33,7 @@ from storage.files.uploaded_files import UploadedFile
 from storage.ids import new_api_key_id, new_session_id, new_turn_id, new_user_id, reference_owner
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
+from tests.support.brokers import RunningBroker
 from tests.support.fuzzing import dialects_of
 
 CANARY: Final = "canary-of-the-owner"
@@ -218,11 +219,11 @@ class World:
         return str((await self.broker.services.database.fetch(sql, user=self.owner))[0]["id"])
 
     async def _plant_key(self) -> str:
-        return (await _insert_key(self.broker, self.owner, f"{CANARY} key"))[0]
+        return (await insert_key(self.broker, self.owner, f"{CANARY} key"))[0]
 
     async def _plant_user(self) -> str:
         self.numbers += 1
-        return await _add_user(self.broker, f"user{self.numbers}")
+        return await add_user(self.broker, f"user{self.numbers}")
 
     async def log_in_again(self, principal: str) -> None:
         if principal in self.users and "Cookie" in self.headers[principal]:
@@ -285,14 +286,14 @@ async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
     """Run a broker with users, and one session or key for each kind of principal."""
     async with open_api(folder, api_keys=(SecretStr(HOUSE_KEY),), **settings) as broker:
         users = {
-            name: await _add_user(broker, name, is_admin=name == "admin", is_disabled=name == "disabled")
+            name: await add_user(broker, name, is_admin=name == "admin", is_disabled=name == "disabled")
             for name in ("owner", "other", "admin", "disabled")
         }
         headers: dict[str, Mapping[str, str]] = {
             "stranger": {"X-Forwarded-For": "8.8.8.8"},
             "expired": await log_in(broker, users["owner"], seconds=-1),
             "disabled": await log_in(broker, users["disabled"]),
-            "other": {"Authorization": f"Bearer {(await _insert_key(broker, users['other'], 'a key'))[1]}"},
+            "other": {"Authorization": f"Bearer {(await insert_key(broker, users['other'], 'a key'))[1]}"},
             "house": {"Authorization": f"Bearer {HOUSE_KEY}"},
             "admin": await log_in(broker, users["admin"]),
             "owner": await log_in(broker, users["owner"]),
@@ -300,7 +301,7 @@ async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
         yield World(broker=broker, owner=users["owner"], headers=headers, users=users)
 
 
-async def _add_user(broker: ApiBroker, name: str, **changes: Any) -> str:
+async def add_user(broker: ApiBroker | RunningBroker, name: str, **changes: Any) -> str:
     now = broker.services.clock.now()
     user = User(id=new_user_id(), name=name, name_key=name, password_hash="", created_at=now, updated_at=now, **changes)
     await broker.services.database.transact(broker.services.tables.users.insert_user(user))
@@ -325,7 +326,7 @@ async def log_in(broker: ApiBroker, user: str, *, seconds: float = 3600) -> dict
     return {"Cookie": f"broker_session={secret}", "Sec-Fetch-Site": "same-origin"}
 
 
-async def _insert_key(broker: ApiBroker, user: str, name: str) -> tuple[str, str]:
+async def insert_key(broker: ApiBroker | RunningBroker, user: str, name: str) -> tuple[str, str]:
     """Return the id of a new key, and the key."""
     secret = new_secret("api_key")
     key = ApiKey(

@@ -21,6 +21,7 @@ def kie_dialect(services: Services) -> Dialect:
         messages=services.presenter.messages,
         public_base=lambda: services.address.base,
         budget=services.budget,
+        quotas=services.quotas,
         balances=services.balances,
         usd_per_unit=lambda provider: services.registry.terms(provider).usd_per_unit,
     )

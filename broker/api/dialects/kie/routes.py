@@ -28,8 +28,10 @@ from broker.i18n import Messages
 from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.formats.kie import CREDIT_USD, build_record
 from broker.ordering.budgets import DailyBudget
+from broker.ordering.quotas import OwnerQuotas
 from broker.orders import UrlReference
 from broker.tasks.queries import TaskQueries
+from storage.sql.scope import is_private
 
 MAX_BODY_BYTES: Final = 2 * 2**20
 SPELLING: Final = {"aspectRatio": "input.aspect_ratio", "outputFormat": "input.output_format"}
@@ -46,6 +48,7 @@ class KieJobRoutes:
     messages: Messages
     public_base: Callable[[], str | None]
     budget: DailyBudget
+    quotas: OwnerQuotas
     balances: BalanceMonitor
     usd_per_unit: Callable[[str], float | None]
     """Provider → value of its unit in USD; None if unknown."""
@@ -104,14 +107,20 @@ class KieJobRoutes:
         record = build_record(task, images, own_base_url(request, self.public_base()), self.messages)
         return json_response(KieRecordAnswer(code=SUCCESS_CODE, msg=SUCCESS_MESSAGE, data=record).to_document())
 
-    async def get_credits(self, _: Request) -> Response:
+    async def get_credits(self, request: Request) -> Response:
         """Get what is left to spend, in credits of kie.ai.
 
-        The rest of the daily budget or, without one, what the accounts at the providers have together.
+        For the operator the rest of the daily budget or, without one, what the accounts at the providers have together;
+        for a user the rest of the own quota of USD.
         """
-        usd = await self._left_usd()
+        principal = principal_of(request)
+        if is_private(principal.owner):
+            usd = (await self.quotas.read_state(principal.owner))["usd"].left
+            reason = "You have no quota of USD, so nothing is counted down."
+        else:
+            usd, reason = await self._left_usd(), "The balance is not known: no provider has reported one."
         if usd is None:
-            return error_answer(505, "The balance is not known: no provider has reported one.")
+            return error_answer(505, reason)
         left = round(usd / CREDIT_USD, 2)
         return json_response(KieCredits(code=SUCCESS_CODE, msg=SUCCESS_MESSAGE, data=left).to_document())
 
