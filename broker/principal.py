@@ -31,8 +31,11 @@ class Principal:
     @property
     def scope(self) -> Scope:
         """Whose tasks, images and conversations it sees and changes."""
-        if self.sees_content:
-            return EVERYTHING
+        return EVERYTHING if self.sees_content else self.own_scope
+
+    @property
+    def own_scope(self) -> Scope:
+        """What it has made itself; of the operator, what all keys of the settings and trusted calls have made."""
         return HOUSE if self.owner.startswith(HOUSE_PREFIX) else Scope(owner=self.owner)
 
     @property

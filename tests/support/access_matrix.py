@@ -89,7 +89,9 @@ OVERSEEN: Final = frozenset(
 """Routes of callers at which an admin may name a user's object; the answer holds it, because the id opens it."""
 NEEDS_USER: Final = r"/api/me"
 """Start of paths about the user's own account: the operator's keys, which have none, may get 403."""
-ENDS_SESSION: Final = frozenset({"POST /api/logout", "DELETE /api/me/sessions", "DELETE /api/me/sessions/{id}"})
+ENDS_SESSION: Final = frozenset(
+    {"POST /api/logout", "POST /auth/logout", "DELETE /api/me/sessions", "DELETE /api/me/sessions/{id}"}
+)
 """Routes after which the principal logs in again."""
 OPEN_STATUSES: Final = {"/fal/": {400}}
 """Start of a path → other answers to an owner: fal has 400 for a request that is not finished."""
