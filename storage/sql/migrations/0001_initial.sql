@@ -345,6 +345,7 @@ CREATE TABLE users (
 );
 CREATE UNIQUE INDEX users_name ON users (name_key);
 CREATE INDEX users_newest ON users (created_at, id);
+CREATE INDEX users_by_email ON users (lower(email), created_at, id);
 
 -- one row per login; its secrets are stored as digests
 CREATE TABLE sessions (
