@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -35,7 +35,7 @@ from broker.sandbox.faults import (
     parse_fault_tags,
     requested_failure,
 )
-from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore, JobView
+from broker.sandbox.jobs import CallbackAttempt, Files, Job, JobEnd, JobStore, JobView, account_of
 from broker.sandbox.orders import JobOrder, RejectedRequest
 
 STAGES = ("waiting", "queuing", "generating")
@@ -61,6 +61,10 @@ class Options:
     """In ten seconds, per key."""
     key_windows: Mapping[str, int] = field(default_factory=dict)
     """The same for single keys."""
+    refused_keys: Collection[str] = ()
+    """Keys that are not accepted although `api_key` would be."""
+    are_accounts_apart: bool = False
+    """Each key is an account of its own: it finds only the jobs that it ordered."""
     callback_retries: int = 3
     callback_spacing: float = 1.0
     """Before each retry of a callback."""
@@ -137,6 +141,7 @@ class JobRunner:
             faults=self.faults_of(order.prompt),
             earlier=sum(job.order.prompt == order.prompt for job in jobs.values()),
             created_at=now,
+            account=account_of(key),
         )
         await self.store.save_job(job)
         self._start_job(job)

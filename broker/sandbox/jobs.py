@@ -66,6 +66,8 @@ class Job:
     sent: tuple[CallbackAttempt, ...] = ()
     is_settled: bool = False
     """No callback is due any more."""
+    account: str = ""
+    """Stands for the key that ordered it."""
 
     @property
     def image_format(self) -> str:
@@ -100,6 +102,11 @@ class JobView:
 
 
 _JOB = TypeAdapter(Job)
+
+
+def account_of(key: str) -> str:
+    """Return what stands for a key in jobs: eight hex digits of its SHA-256."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from broker.sandbox.answers import HangUp
 from broker.sandbox.download_faults import DownloadContext, not_found, respond_to_download
 from broker.sandbox.engine import JobRunner, Options
 from broker.sandbox.faults import Fault, Faults, respond_to_create
-from broker.sandbox.jobs import Job, JobView
+from broker.sandbox.jobs import Job, JobView, account_of
 from broker.sandbox.orders import JobOrder, RejectedRequest
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -68,7 +68,7 @@ class JobService:
 
         async def guarded(request: Request) -> Response:
             key = read_key(request)
-            if key is None or self.options.api_key not in {None, key}:
+            if key is None or self.options.api_key not in {None, key} or key in self.options.refused_keys:
                 raise RejectedRequest(401, "You do not have access permissions")
             self._runner.base_url = str(request.base_url).rstrip("/")
             _KEY.set(key)
@@ -98,7 +98,7 @@ class JobService:
     def read(self, job_id: str) -> JobView | None:
         """Return a job as a status read shows it; None if it is unknown."""
         job = self._runner.store.jobs.get(job_id)
-        if job is None:
+        if job is None or (self.options.are_accounts_apart and job.account != account_of(_KEY.get(""))):
             return None
         self._reads[job.id] += 1
         self._reads_since_end[job.id] += bool(job.end)
@@ -186,6 +186,7 @@ class JobService:
         return {
             "taskId": job.id,
             "prompt": job.order.prompt,
+            "account": job.account,
             "request": job.request,
             "state": self._runner.view(job).stage,
             "createdAt": job.created_at,
