@@ -12,9 +12,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from broker.api.accounts.api_keys import ApiKeyRoutes
 from broker.api.accounts.logins import LoginRoutes
 from broker.api.accounts.me import MeRoutes
+from broker.api.accounts.provider_keys import ProviderKeyRoutes
 from broker.api.accounts.users import UserRoutes
 from broker.api.admin.attempts import AttemptRoutes
 from broker.api.admin.callbacks import CallbackInboxRoutes
@@ -187,7 +187,7 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
         *LoginRoutes(users=users, logins=logins).endpoints(),
         *MeRoutes(users=users, logins=logins, delete_user=delete_user).endpoints(),
         *UserRoutes(users=users, delete_user=delete_user).endpoints(),
-        *ApiKeyRoutes(keys=services.key_service, users=users).endpoints(),
+        *ProviderKeyRoutes(service=services.provider_keys, own_keys=services.own_keys).endpoints(),
     ]
 
 
@@ -209,7 +209,7 @@ def _provider_endpoints(services: Services) -> list[Endpoint]:
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
     return CallbackRoutes(
-        paths={provider.api_name: provider.callback_path for provider in services.providers.values()},
+        paths={provider.api_name: provider.callback_path for provider in services.registry.adapters.values()},
         clock=services.clock,
         receiver=services.receiver,
         challenge=ChallengeResponse(services.tokens.secret),

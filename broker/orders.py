@@ -247,9 +247,10 @@ class Quote:
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One configured provider, and whether it may get an order."""
+    """One account at a provider, and whether it may get an order."""
 
     provider: str
+    """Name of the account, as in tasks."""
     is_candidate: bool
     reason: str | None = None
     """A sentence why it is none, or why it is only tried after the others; None for the others."""
@@ -266,9 +267,9 @@ class Plan:
     order: Order
     """Without references: those are stored when the tasks are created."""
     candidates: tuple[str, ...]
-    """Names of the providers that can serve it, best first; at least one."""
+    """Names of the accounts that can serve it, best first; at least one."""
     routes: tuple[Route, ...]
-    """Every configured provider: the candidates, in the same order, and then the others."""
+    """Every account that could: the candidates, in the same order, and then the others."""
     quote: Quote
     warnings: tuple[str, ...]
     ignored: tuple[str, ...]

@@ -18,6 +18,7 @@ from broker.errors import TASK_CODES
 from broker.i18n import Language, Messages
 from broker.orders import USD_DIGITS, ImageParams
 from storage import ids
+from storage.ids import provider_of
 from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
@@ -228,10 +229,15 @@ class TaskPresenter:
         error, error_detail = _error_code(task), None
         if error:
             error_detail = TaskErrorDetail.from_object(
-                task, code=error, retryable=task.error_retryable, message=task.error_detail
+                task,
+                code=error,
+                retryable=task.error_retryable,
+                provider=provider_of(task.provider),
+                message=task.error_detail,
             )
         return TaskData.from_object(
             task,
+            provider=provider_of(task.provider),
             result=results[0].url if results else None,
             results=results,
             texts=list(task.texts),
@@ -248,7 +254,7 @@ class TaskPresenter:
         if task.cost is None:
             return None
         usd = None if task.cost_usd is None else round(task.cost_usd, USD_DIGITS)
-        return CostData(amount=task.cost, unit=self.unit_of(task.provider), usd=usd)
+        return CostData(amount=task.cost, unit=self.unit_of(provider_of(task.provider)), usd=usd)
 
     def _result_data(self, task: Task, image: StoredImage) -> ResultData:
         size = self.catalog.pixel_size(task.model, task.aspect_ratio, task.resolution)
@@ -268,6 +274,7 @@ class TaskPresenter:
         return ImageMetadata.from_object(
             task,
             **dict(_image_data(image)),
+            provider=provider_of(task.provider),
             name=image.name,
             kind=image.kind,
             task=task.id,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
+from storage.ids import provider_of
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row
 
@@ -141,7 +143,10 @@ class Callbacks:
             (SELECT 1 FROM callbacks c WHERE c.task_id = a.task_id AND c.attempt = a.number AND {_IS_ACCEPTED})
             LIMIT :limit) due GROUP BY provider"""
         rows = await self.database.fetch(sql, since=since, until=until, limit=limit)
-        return {row["provider"]: row["n"] for row in rows}
+        counts: Counter[str] = Counter()
+        for row in rows:
+            counts[provider_of(row["provider"])] += row["n"]
+        return dict(counts)
 
     async def tasks_with_unprocessed(self, limit: int) -> list[str]:
         """Return tasks with callbacks that are not processed yet."""

@@ -98,6 +98,11 @@ def is_own_account(account: str) -> bool:
     return ACCOUNT_MARK in account
 
 
+def shown_account(account: str) -> str:
+    """Return an account as people read it."""
+    return f"{provider_of(account)} (own key)" if is_own_account(account) else account
+
+
 ACCOUNT_MARK: Final = "@"
 """Separates a provider from the number of a user's account there."""
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as
+from storage.ids import is_own_account, provider_of
+from storage.sql.database import Database, Row, Statement
 
 SECONDS_PER_DAY: Final = 86_400
 KEPT_DAYS: Final = 400
@@ -33,15 +33,17 @@ _COLUMN_OF_GROUP: Final[Mapping[Group, str]] = {"day": "day", "model": "model", 
 
 @dataclass(frozen=True, kw_only=True)
 class CostSum:
-    """Attempts of one day, model, provider or caller, at one provider and with one billing.
+    """Attempts of one day, model, provider or caller, at one account of a provider and with one billing.
 
-    name: of the group; a day is in days since the epoch (UTC). duplicates: second results. cost: in the provider's
-    unit. usd_estimated: by the price tables at the submissions. usd: certainly billed. unpriced: attempts that were or
-    may have been billed, at a price in USD that is not known; the sums count them with 0.
+    name: of the group; a day is in days since the epoch (UTC). is_own: with keys of users, who pay them. duplicates:
+    second results. cost: in the provider's unit. usd_estimated: by the price tables at the submissions. usd: certainly
+    billed. unpriced: attempts that were or may have been billed, at a price in USD that is not known; the sums count
+    them with 0.
     """
 
     name: str | int
     provider: str
+    is_own: bool = False
     billed: str
     attempts: int
     duplicates: int
@@ -85,10 +87,18 @@ class Ledger:
                 UNION ALL SELECT {_KEY}, {", ".join(_AMOUNTS)} FROM ledger WHERE day >= :since_day
             ) AS entries GROUP BY {_COLUMN_OF_GROUP[by]}, provider, billed ORDER BY 1, 2, 3"""
         since_at = since_day * float(SECONDS_PER_DAY)
-        return await fetch_as(self.database, CostSum, sql, since_day=since_day, since_at=since_at)
+        rows = await self.database.fetch(sql, since_day=since_day, since_at=since_at)
+        return [_make_sum(row, by) for row in rows]
 
     async def delete_older(self, now: float, limit: int) -> int:
         """Delete at most `limit` rows of days that are more than `KEPT_DAYS` ago; return how many."""
         sql = f"""DELETE FROM ledger WHERE ({_KEY}) IN (SELECT {_KEY} FROM ledger
             WHERE day < :day ORDER BY {_KEY} LIMIT :limit{self.database.skip_locked})"""
         return await self.database.execute(sql, day=int(now) // SECONDS_PER_DAY - KEPT_DAYS, limit=limit)
+
+
+def _make_sum(row: Row, by: Group) -> CostSum:
+    """Return a row under the name of its provider, which the account of a user has a part of."""
+    account = row["provider"]
+    name = provider_of(account) if by == "provider" else row["name"]
+    return CostSum(**{**row, "name": name, "provider": provider_of(account), "is_own": is_own_account(account)})

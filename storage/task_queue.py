@@ -7,6 +7,7 @@ themselves records the turns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,27 @@ class TaskQueue:
             SELECT name FROM providers WHERE name IS NOT NULL"""
         )
         return [row["name"] for row in rows]
+
+    async def list_own_lanes(self, *, after: str, now: float, limit: int) -> dict[str, float]:
+        """Return accounts of users that have queued tasks, by name, and when the first one without a lease is due.
+
+        after: the last name of the page before. One index seek per account, however many tasks it has in the queue.
+        """
+        own = "state = 'queued' AND provider LIKE '%@%'"
+        rows = await self.database.fetch(
+            f"""WITH RECURSIVE lanes(name, place) AS (
+                SELECT (SELECT min(provider) FROM tasks WHERE {own} AND provider > :after), 1
+                UNION ALL SELECT (SELECT min(provider) FROM tasks WHERE {own} AND provider > lanes.name), place + 1
+                FROM lanes WHERE lanes.name IS NOT NULL AND place < :limit
+            )
+            SELECT name, (SELECT due_at FROM tasks WHERE {own} AND provider = lanes.name AND lease_until <= :now
+                ORDER BY due_at, id LIMIT 1) AS due_at
+            FROM lanes WHERE name IS NOT NULL ORDER BY place""",
+            after=after,
+            now=now,
+            limit=limit,
+        )
+        return {row["name"]: math.inf if row["due_at"] is None else row["due_at"] for row in rows}
 
     async def list_ids(self, provider: str, limit: int) -> list[str]:
         """Return the ids of a provider's queued tasks, in the order of submission."""

@@ -156,12 +156,14 @@ class DueWork:
     """Moments at which work is due; `inf` where there is none.
 
     due: by state, the next step of a task without a lease. queued: by provider, the next submission.
+    has_own_lanes: a task is queued for an account of a user.
     queue_deadline_at: the first deadline of a queued task. has_callbacks: a callback waits to be processed.
     delivery_at: the next webhook.
     """
 
     due: Mapping[TaskState, float]
     queued: Mapping[str, float]
+    has_own_lanes: bool
     queue_deadline_at: float
     has_callbacks: bool
     delivery_at: float
@@ -296,6 +298,7 @@ class Tasks:
             f"""SELECT {", ".join(queries)},
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
                     ORDER BY deadline_at LIMIT 1) AS deadline,
+                (SELECT 1 FROM tasks WHERE state = 'queued' AND provider LIKE '%@%' LIMIT 1) AS own_lane,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
                     ORDER BY due_at LIMIT 1) AS delivery,
                 (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS callback""",
@@ -306,6 +309,7 @@ class Tasks:
         return DueWork(
             due={state: due_at[state] for state in states},
             queued={provider: due_at[name] for name, provider in numbered.items()},
+            has_own_lanes=row["own_lane"] is not None,
             queue_deadline_at=due_at["deadline"],
             has_callbacks=row["callback"] is not None,
             delivery_at=due_at["delivery"],

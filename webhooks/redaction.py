@@ -28,6 +28,14 @@ class Redactor:
         known = sorted({secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH}, key=len, reverse=True)
         self._patterns = [(_longest_word(secret), re.compile(_spellings(secret))) for secret in known]
 
+    def extend(self, secrets: Iterable[str]) -> Redactor:
+        """Return a redactor that knows these secrets, too."""
+        more = Redactor(secrets)
+        if more._patterns:
+            more._patterns = [*self._patterns, *more._patterns]
+            return more
+        return self
+
     def redact(self, text: str, token: str | None = None) -> str:
         """Return the text with every secret masked; JSON stays JSON. token: that of the request."""
         if token and len(token) >= MIN_TOKEN_LENGTH:

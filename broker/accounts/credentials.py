@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from broker.accounts.secret_texts import digest_of, has_use
@@ -22,7 +21,7 @@ TOUCH_SECONDS: Final = 60.0
 """How often the time of the last use is written."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Credentials:
     """Looks secrets up."""
 
@@ -31,8 +30,6 @@ class Credentials:
     sessions: Sessions
     api_keys: ApiKeys
     admin_sees_content: bool
-    _untouched_until: float = field(init=False, default=-math.inf)
-    """After a failed write of a last use; a full disk gets one try a minute, not one per request."""
 
     async def find_by_bearer(self, secret: str) -> Principal | None:
         """Return the principal of an API key or of an access token; None for any other text.
@@ -100,17 +97,8 @@ class Credentials:
         )
 
     async def _touch(self, table: str, column: str, row_id: str, now: float) -> None:
-        """Write the time of the last use, unless it was just written. A failure keeps nobody out."""
-        if now < self._untouched_until:
-            return
+        """Write the time of the last use. A database that cannot be written keeps nobody out."""
         try:
-            await self.users.database.execute(
-                f"""UPDATE {table} SET {column} = :now
-                    WHERE id = :id AND ({column} IS NULL OR {column} <= :before)""",
-                now=now,
-                id=row_id,
-                before=now - TOUCH_SECONDS,
-            )
+            await self.users.database.execute(f"UPDATE {table} SET {column} = :now WHERE id = :id", now=now, id=row_id)
         except StorageError as error:
-            self._untouched_until = now + TOUCH_SECONDS
             log.warning("the time of the last use was not written", action="last_use_not_written", why=str(error))

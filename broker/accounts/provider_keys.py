@@ -99,6 +99,8 @@ class ProviderKeyService:
     """Those at which users may have keys."""
     test_key: Callable[[str, SecretStr], Awaitable[KeyTest]]
     """(provider, key): asks the provider; never raises."""
+    forget: Callable[[str], None] = lambda _: None
+    """Told the account whose key has changed."""
 
     async def set_key(self, owner: str, provider: str, secret: SecretStr) -> tuple[ProviderKey, KeyTest]:
         """Test a key at its provider and store it; the one before is replaced.
@@ -114,6 +116,7 @@ class ProviderKeyService:
         if tested.valid == "false":
             raise ApiError("invalid_request", f"{tested.reason} It is not stored.", field="key")
         key = await self._store_key(owner, provider, secret, is_verified=tested.valid == "true")
+        self.forget(key.account)
         log.info("provider key set", action="provider_key_set", provider=provider, key_id=key.id, owner=owner)
         return key, tested
 
@@ -139,6 +142,7 @@ class ProviderKeyService:
                 await self.keys.database.transact(*self.keys.retire_key(key, self.clock.now()), wake=(DUE_CHANNEL,))
             except Stale:
                 continue
+            self.forget(key.account)
             log.info("provider key removed", action="provider_key_removed", provider=provider, key_id=key.id)
             return
         raise ApiError("conflict", "Another request changes this key: try again.", retryable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,6 +38,8 @@ class CallbackReceiver:
     callbacks: Callbacks
     metrics: Metrics
     redactor: Redactor
+    list_secrets: Callable[[str], Awaitable[Sequence[str]]]
+    """Owner → the owner's own provider keys, which a provider may repeat."""
     _unproven_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One at a time: in the database they would wait for each other, each with a connection."""
     _rejected_at: deque[float] = field(default_factory=deque)
@@ -48,7 +51,9 @@ class CallbackReceiver:
         decision = verified.decision
         self.metrics.callbacks.labels(verified.provider.name, decision.verification.value).inc()
         if await self._may_store(verified):
-            stored = self._to_stored(incoming, verified)
+            owner = None if verified.task is None else verified.task.caller
+            redactor = self.redactor.extend(await self.list_secrets(owner) if owner else ())
+            stored = self._to_stored(incoming, verified, redactor)
             if verified.evidence.is_proven:
                 await self._insert(stored, self.callbacks.insert_callback(stored))
             else:
@@ -63,11 +68,11 @@ class CallbackReceiver:
     async def _insert(self, stored: StoredCallback, *statements: Statement) -> None:
         await self.callbacks.database.transact(*statements, wake=(DUE_CHANNEL,) if stored.is_relevant else ())
 
-    def _to_stored(self, incoming: IncomingCallback, verified: VerifiedCallback) -> StoredCallback:
+    def _to_stored(self, incoming: IncomingCallback, verified: VerifiedCallback, redactor: Redactor) -> StoredCallback:
         now, task = self.clock.now(), verified.task
         body, is_truncated = verification.stored_body(
             incoming.body,
-            self.redactor,
+            redactor,
             token=incoming.query.get("token"),
             is_proven=verified.evidence.is_proven,
         )
@@ -79,8 +84,8 @@ class CallbackReceiver:
             verification=verified.decision.verification.value,
             status=verified.decision.status,
             reason=verified.decision.reason,
-            headers=verification.stored_headers(incoming.headers, self.redactor),
-            query=verification.stored_query(incoming.query, self.redactor),
+            headers=verification.stored_headers(incoming.headers, redactor),
+            query=verification.stored_query(incoming.query, redactor),
             body=body,
             body_truncated=is_truncated,
             evidence=verified.evidence.to_json(),

@@ -77,12 +77,13 @@ class TurnRelease:
     async def _plan(self, task: Task, references: int) -> dict[str, Any]:
         """Return where a task goes that continues something else than was expected when it was ordered."""
         plan = await self.planner.make_plan(
+            task.caller,
             OrderRequest(
                 params=ImageParams.from_columns(vars(task)),
                 sources=(StoredReference(blob="", sha256=""),) * references,
                 priority=PRIORITIES[task.priority],
                 provider=task.requested_provider,
-            )
+            ),
         )
         routes = tuple(route.to_column() for route in plan.routes)
         return {"provider": plan.candidates[0], "candidates": plan.candidates, "routes": routes}

@@ -188,7 +188,7 @@ class NextTurn:
         """What makes two requests equal in this: see `OrderRequest.conversation`."""
         return " ".join(filter(None, (self.conversation_id, self.parent_id, self.parent_task)))
 
-    async def complete(self, order: PlannedOrder) -> PlannedOrder:
+    async def complete(self, caller: str, order: PlannedOrder) -> PlannedOrder:
         """Return the order, planned with the last image of the conversation, if it will have one."""
         await self.check()
         service, request = self.service, order.request
@@ -199,7 +199,7 @@ class NextTurn:
         if not has_room or not await service.history.may_have_image(parent_id):
             return order
         planned = replace(request, sources=(*request.sources, StoredReference(blob="", sha256="")))
-        return replace(order, plan=await service.planner.make_plan(planned))
+        return replace(order, plan=await service.planner.make_plan(caller, planned))
 
     def statements(self, tasks: Sequence[Task]) -> Sequence[Statement]:
         first = tasks[0]

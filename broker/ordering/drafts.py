@@ -33,7 +33,7 @@ class PlannedOrder:
 class Continuation(Protocol):
     """What a new order continues. Its tasks are held until `begin` lets them go."""
 
-    async def complete(self, order: PlannedOrder) -> PlannedOrder:
+    async def complete(self, caller: str, order: PlannedOrder) -> PlannedOrder:
         """Return the order, planned with what it continues. Raises `ApiError`.
 
         It is called once it is certain that no equal request made the order before.

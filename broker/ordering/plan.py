@@ -17,7 +17,7 @@ from broker.net.fetcher import Fetcher
 from broker.ordering.pricing import PriceTable
 from broker.ordering.routing import OrderRouter
 from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
-from broker.providers.base import Provider
+from broker.tasks.accounts.pools import ProviderAccounts
 
 MAX_IMAGES: Final = 10
 """Of one order, in the dialect that has most; the others have limits of their own."""
@@ -35,14 +35,14 @@ class Planner:
 
     clock: Clock
     catalog: Catalog
-    providers: Mapping[str, Provider]
+    accounts: ProviderAccounts
     routing: OrderRouter
     prices: PriceTable
     caller_fetcher: Fetcher
     """With the rules on which addresses of callers may be called."""
 
-    async def make_plan(self, request: OrderRequest) -> Plan:
-        """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
+    async def make_plan(self, owner: str, request: OrderRequest) -> Plan:
+        """Return the plan of a request of an owner. Raises `ApiError` for a field that is wrong."""
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
         if request.priority not in PRIORITIES:
@@ -53,17 +53,18 @@ class Planner:
             )
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
         order = replace(order, priority=request.priority, turns=request.turns)
+        usable = await self.accounts.find_usable(owner)
         routes = await self.routing.find_routes(
-            order, references=len(request.sources), count=request.count, pinned=request.provider
+            order, usable, references=len(request.sources), count=request.count, pinned=request.provider
         )
-        candidates = tuple(route.provider for route in routes if route.is_candidate)
+        candidates = {route.provider: usable[route.provider] for route in routes if route.is_candidate}
         return Plan(
             order=order,
-            candidates=candidates,
+            candidates=tuple(candidates),
             routes=routes,
             quote=self.prices.make_quote(candidates, order, request.count),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
-            ignored=self.providers[candidates[0]].ignored(order),
+            ignored=next(iter(candidates.values())).ignored(order),
         )
 
     async def check_callback_url(self, url: str | None) -> None:

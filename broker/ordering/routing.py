@@ -18,6 +18,7 @@ from broker.ordering.pricing import PriceTable
 from broker.orders import Order, Route, RoutePolicy
 from broker.providers.base import Provider
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
+from storage.ids import is_own_account, provider_of
 from storage.limits.budgets import to_micros
 
 _STATUS_SENTENCES: Final = {
@@ -29,113 +30,136 @@ _STATUS_SENTENCES: Final = {
 }
 
 
+Obstacle = tuple[str, FieldError]
+"""Error code and field."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OrderRouter:
-    """Finds the providers of a new order."""
+    """Finds the accounts that may get a new order."""
 
-    providers: Mapping[str, Provider]
-    """In order of preference."""
     router: Router
     prices: PriceTable
     budget: DailyBudget
     policy: RoutePolicy
-    """`order`: as configured; `price`: the cheapest first."""
+    """`order`: as configured; `price`: the cheapest first. Either way the accounts of the owner's own come first."""
 
-    async def find_routes(self, order: Order, *, references: int, count: int, pinned: str | None) -> tuple[Route, ...]:
-        """Return a route for every configured provider, candidates first, best first.
+    async def find_routes(
+        self,
+        order: Order,
+        usable: Mapping[str, Provider],
+        *,
+        references: int,
+        count: int,
+        pinned: str | None,
+    ) -> tuple[Route, ...]:
+        """Return a route for every usable account, candidates first, best first.
 
-        references: number of reference images. count: of images. pinned: the only provider that may get it. Raises
-        `ApiError` if there is no candidate, for the reason of the preferred provider.
+        usable: by account, in order of preference. references: number of reference images. count: of images. pinned:
+        the only provider that may get it. Raises `ApiError` if there is no candidate, for the reason of the preferred
+        account.
         """
-        if pinned is not None and pinned not in self.providers:
-            names = ", ".join(self.providers)
+        names = list(dict.fromkeys(map(provider_of, usable)))
+        if pinned is not None and pinned not in names:
             raise ApiError(
                 "unsupported_parameter",
-                f"No provider {quote_text(pinned)} is in use. Accepted: {names}.",
+                f"No provider {quote_text(pinned)} is in use. Accepted: {', '.join(names)}.",
                 field="provider",
             )
-        obstacles = {name: self._find_obstacle(name, order, references) for name in self.providers}
+        obstacles = {account: _find_obstacle(provider, order, references) for account, provider in usable.items()}
         if pinned is not None:
             not_chosen = FieldError(field="provider", message=f"the request names {pinned}")
             obstacles = {
-                name: found if name == pinned else ("unsupported_parameter", not_chosen)
-                for name, found in obstacles.items()
+                account: found if provider_of(account) == pinned else ("unsupported_parameter", not_chosen)
+                for account, found in obstacles.items()
             }
-        able = [name for name, obstacle in obstacles.items() if obstacle is None]
+        able = {account: usable[account] for account, obstacle in obstacles.items() if obstacle is None}
         if not able:
-            raise self._refusal(order, [obstacles[pinned]] if pinned else list(obstacles.values()))
+            chosen_ones = [found for account, found in obstacles.items() if pinned in {None, provider_of(account)}]
+            raise _refusal(order, names, chosen_ones)
         obstacles |= (too_dear := await self._find_unaffordable(able, order, count))
-        able = [name for name in able if name not in too_dear]
-        statuses = await self.router.statuses()
-        chosen = self._prefer_complete(able, order)
-        ranked = sorted(chosen, key=lambda name: (not statuses[name].is_available, self._rank(name, order)))
+        able = {account: provider for account, provider in able.items() if account not in too_dear}
+        statuses = await self.router.statuses_of(usable)
+        chosen = _prefer_complete(able, order)
+        ranked = sorted(chosen, key=lambda name: (_takes_none(statuses, name), *self._rank(name, usable, order)))
         return (
-            *(Route(provider=name, is_candidate=True, reason=_status_reason(statuses[name])) for name in ranked),
+            *(Route(provider=name, is_candidate=True, reason=_status_reason(statuses.get(name))) for name in ranked),
             *(
-                Route(provider=name, is_candidate=False, reason=self._reason(name, obstacle, order))
+                Route(provider=name, is_candidate=False, reason=_reason(obstacle, usable[name], order))
                 for name, obstacle in obstacles.items()
                 if name not in chosen
             ),
         )
 
-    def _find_obstacle(self, name: str, order: Order, references: int) -> tuple[str, FieldError] | None:
-        provider = self.providers[name]
-        if not provider.supports(order.params.model):
-            text = f"{name} does not serve {order.params.model}."
-            return "unsupported_parameter", FieldError(field="model", message=text)
-        return provider.find_obstacle(order, references)
-
-    async def _find_unaffordable(
-        self, names: Sequence[str], order: Order, count: int
-    ) -> dict[str, tuple[str, FieldError]]:
+    async def _find_unaffordable(self, able: Mapping[str, Provider], order: Order, count: int) -> dict[str, Obstacle]:
         """Return those whose price does not fit in the daily budget, if another's does; else those without a price.
 
         If no price is known or fits, none: the order is refused when it is created, unless it repeats an earlier one.
+        Accounts of the owner's own cost the operator nothing, so they always fit.
         """
         state = await self.budget.read_state()
         if state is None:
             return {}
-        prices = {name: self.prices.max_usd_price([name], order) for name in names}
+        house = {name: provider for name, provider in able.items() if not is_own_account(name)}
+        prices = {name: self.prices.max_usd_price([provider], order) for name, provider in house.items()}
         priced = {name: price for name, price in prices.items() if price is not None}
         fitting = [name for name, price in priced.items() if to_micros(price) * count <= state.left_micros]
-        kept = fitting or list(priced) or names
+        has_own = len(house) < len(able)
+        kept = fitting if fitting or has_own else list(priced) or list(house)
         reasons = {
             name: "its price does not fit in what is left of the daily budget"
             if name in priced
             else "its price is not known, so it cannot be reserved in the daily budget"
-            for name in names
+            for name in house
             if name not in kept
         }
         return {
             name: ("quota_exceeded", FieldError(field="provider", message=reason)) for name, reason in reasons.items()
         }
 
-    def _prefer_complete(self, names: Sequence[str], order: Order) -> list[str]:
-        """Return those that ignore the fewest parameters."""
-        counts = {name: len(self.providers[name].ignored(order)) for name in names}
-        return [name for name, count in counts.items() if count == min(counts.values())]
-
-    def _rank(self, name: str, order: Order) -> tuple[float, int]:
-        position = list(self.providers).index(name)
+    def _rank(self, name: str, usable: Mapping[str, Provider], order: Order) -> tuple[bool, float, int]:
+        is_house, position = not is_own_account(name), list(usable).index(name)
         if self.policy == "order":
-            return 0.0, position
-        price = self.prices.usd_price(name, order)
-        return math.inf if price is None else price, position
-
-    def _reason(self, name: str, obstacle: tuple[str, FieldError] | None, order: Order) -> str:
-        if obstacle is not None:
-            return obstacle[1].message
-        return f"it would ignore {', '.join(self.providers[name].ignored(order))}"
-
-    def _refusal(self, order: Order, obstacles: Sequence[tuple[str, FieldError] | None]) -> ApiError:
-        """Return the error of an order without a candidate: of the first provider that has the model, if any has."""
-        found = [one for one in obstacles if one is not None]
-        code, error = next((one for one in found if one[1].field != "model"), found[0])
-        message = error.message
-        if error.field == "model" and len(found) > 1:
-            message = f"No provider in use ({', '.join(self.providers)}) serves {order.params.model}."
-        return ApiError(code, message, field=error.field)
+            return is_house, 0.0, position
+        price = self.prices.usd_price(usable[name], order)
+        return is_house, math.inf if price is None else price, position
 
 
-def _status_reason(status: ProviderStatus) -> str | None:
-    return None if status.reason is None else _STATUS_SENTENCES.get(status.reason, status.reason)
+def _find_obstacle(provider: Provider, order: Order, references: int) -> Obstacle | None:
+    if not provider.supports(order.params.model):
+        text = f"{provider.name} does not serve {order.params.model}."
+        return "unsupported_parameter", FieldError(field="model", message=text)
+    return provider.find_obstacle(order, references)
+
+
+def _prefer_complete(able: Mapping[str, Provider], order: Order) -> list[str]:
+    """Return those that ignore the fewest parameters."""
+    counts = {name: len(provider.ignored(order)) for name, provider in able.items()}
+    return [name for name, count in counts.items() if count == min(counts.values())]
+
+
+def _reason(obstacle: Obstacle | None, provider: Provider, order: Order) -> str:
+    if obstacle is not None:
+        return obstacle[1].message
+    return f"it would ignore {', '.join(provider.ignored(order))}"
+
+
+def _refusal(order: Order, names: Sequence[str], obstacles: Sequence[Obstacle | None]) -> ApiError:
+    """Return the error of an order without a candidate: of the first account that has the model, if any has."""
+    found = [one for one in obstacles if one is not None]
+    code, error = next((one for one in found if one[1].field != "model"), found[0])
+    message = error.message
+    if error.field == "model" and len(names) > 1 and len(found) > 1:
+        message = f"No provider in use ({', '.join(names)}) serves {order.params.model}."
+    return ApiError(code, message, field=error.field)
+
+
+def _takes_none(statuses: Mapping[str, ProviderStatus], name: str) -> bool:
+    """Return whether an account takes no orders now; one that has just been removed does not."""
+    return name not in statuses or not statuses[name].is_available
+
+
+def _status_reason(status: ProviderStatus | None) -> str | None:
+    if status is None or status.reason is None:
+        return None
+    return _STATUS_SENTENCES.get(status.reason, status.reason)

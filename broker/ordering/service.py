@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -37,16 +37,16 @@ from broker.orders import (
     Plan,
     Quote,
     Reference,
+    Route,
     StoredReference,
     Turn,
 )
-from broker.providers.base import Provider
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from storage.batches import Batches
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
-from storage.ids import new_batch_id, reference_owner
+from storage.ids import is_own_account, new_batch_id, provider_of, reference_owner
 from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale, Statement
 from storage.sql.scope import Scope
@@ -87,16 +87,15 @@ class OrderService:
     limiter: RateLimiter
     quotas: OwnerQuotas
     budget: DailyBudget
-    providers: Mapping[str, Provider]
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt) → the address that the provider calls."""
     image_base: Callable[[], str | None]
     """Where a provider reaches our images; None without a public URL."""
     metrics: Metrics
 
-    async def plan(self, request: OrderRequest) -> Plan:
-        """Return the plan of a request. Raises `ApiError` for a field that is wrong."""
-        return await self.planner.make_plan(request)
+    async def plan(self, caller: str, request: OrderRequest) -> Plan:
+        """Return the plan of a caller's request. Raises `ApiError` for a field that is wrong."""
+        return await self.planner.make_plan(caller, request)
 
     async def create(
         self, caller: str, request: OrderRequest, plan: Plan, continuation: Continuation | None = None
@@ -142,7 +141,7 @@ class OrderService:
         continuation: Continuation | None,
     ) -> CreatedTasks:
         if continuation is not None:
-            orders = [await continuation.complete(order) for order in orders]
+            orders = [await continuation.complete(caller, order) for order in orders]
         await self._check_limits(caller, [order.plan.quote for order in orders])
         await self._check_callback_urls(orders, details)
         batch = new_batch_id()
@@ -211,7 +210,7 @@ class OrderService:
     def _count_routes(self, plan: Plan, images: int) -> None:
         for route in plan.routes:
             role = "first" if route.provider == plan.candidates[0] else "other" if route.is_candidate else "excluded"
-            self.metrics.order_routes.labels(route.provider, role).inc(images)
+            self.metrics.order_routes.labels(provider_of(route.provider), role).inc(images)
 
     async def dry_run(self, caller: str, request: OrderRequest, plan: Plan) -> dict[str, Any]:
         """Return the request that the provider would receive. Raises `ApiError` where `create` would.
@@ -225,11 +224,14 @@ class OrderService:
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
         callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
+        provider = (await self.planner.accounts.find_usable(caller)).get(plan.candidates[0])
+        if provider is None:
+            raise ApiError("conflict", "Your own provider key was just removed: send the request again.")
         return {
-            **self.providers[plan.candidates[0]].build_request(order, address),
+            **provider.build_request(order, address),
             "warnings": list(plan.warnings),
             "ignored": list(plan.ignored),
-            "routes": [route.to_column() for route in plan.routes],
+            "routes": [_route_document(route) for route in plan.routes],
         }
 
     async def failed_request(self, task_id: str, scope: Scope) -> tuple[str, OrderRequest]:
@@ -332,6 +334,12 @@ class OrderService:
         if not tasks:
             raise ApiError("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
+
+
+def _route_document(route: Route) -> dict[str, Any]:
+    """Return a route as callers see it, without the name of an account of their own."""
+    account = route.provider
+    return {**route.to_column(), "provider": provider_of(account), "own_key": is_own_account(account)}
 
 
 def _retry_key(task: Task) -> str:

@@ -192,3 +192,7 @@ class ProviderPackage:
     """A question to the operator whose callbacks are all rejected."""
     is_configured: Callable[[Any], bool] = lambda settings: bool(settings.is_configured)
     """Settings → True if this provider is to be used."""
+    takes_own_keys: Callable[[Any], bool] = lambda _: True
+    """Settings → True if users can have keys of their own there."""
+    key_check: str = "key"
+    """Name of the check whose first finding says whether the key is accepted."""

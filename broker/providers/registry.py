@@ -13,7 +13,7 @@ from broker.catalog import Catalog, ProviderTerms
 from broker.errors import SettingsError
 from broker.net.api_client import ApiClient
 from broker.net.fetcher import Fetcher
-from broker.providers.base import NO_KEY_ID, ProviderContext, ProviderPackage, key_id_of
+from broker.providers.base import NO_KEY_ID, Provider, ProviderContext, ProviderPackage, key_id_of
 from broker.providers.fal import FAL
 from broker.providers.gemini import GEMINI
 from broker.providers.health import LOW_BALANCE_IMAGES
@@ -103,30 +103,62 @@ class ProviderRegistry:
                 )
         return {name: found[name] for name in self.settings.providers or found}
 
+    @cached_property
+    def known(self) -> Mapping[str, ProviderPackage]:
+        """Return the packages at which users can have keys of their own: those in use first, then all others.
+
+        Not the sandbox: in its place it is the provider that it stands in for, at the sandbox's address.
+        """
+        others = {package.name: package for package in (*PROVIDERS, *self.extra)}
+        packages = {**{name: self.packages[name] for name in self.packages if name in others}, **others}
+        return {
+            name: package for name, package in packages.items() if package.takes_own_keys(self._settings_of(package))
+        }
+
     def open(self, name: str) -> ProviderPool:
         """Return the adapters of a configured provider, one per key. Raises KeyError for an unknown one."""
         factory = self.packages[name].factory
         return ProviderPool(name=name, accounts={one.key_id: factory(one) for one in self.contexts(name)})
 
+    def open_own(self, name: str, key_id: str, key: SecretStr) -> Provider:
+        """Return the adapter of a user's key at a known provider. Raises KeyError for an unknown one."""
+        return self.known[name].factory(self.own_context(name, key_id, key))
+
+    def own_context(self, name: str, key_id: str, key: SecretStr) -> ProviderContext:
+        """Return a user's key at a known provider, with its limits. Raises KeyError for an unknown one."""
+        return self._make_context(name, self.known[name], key_id, key)
+
+    @cached_property
+    def adapters(self) -> Mapping[str, Provider]:
+        """Return an adapter of each provider in use and of each other known one, for what needs no key."""
+        others = {
+            name: package.factory(self._make_context(name, package, NO_KEY_ID, None))
+            for name, package in self.known.items()
+            if name not in self.packages
+        }
+        return {**{name: self.open(name).preferred for name in self.packages}, **others}
+
     def contexts(self, name: str) -> tuple[ProviderContext, ...]:
         """Return every key of a provider, with its limits. Raises KeyError for an unknown one."""
-        settings = self._settings_of(self.packages[name])
-        terms = self.terms(name)
-        keys: dict[str, SecretStr | None] = {key_id_of(key): key for key in settings.keys}
+        package = self.packages[name]
+        keys: dict[str, SecretStr | None] = {key_id_of(key): key for key in self._settings_of(package).keys}
         return tuple(
-            ProviderContext(
-                name=name,
-                key_id=key_id,
-                api_key=key,
-                settings=settings,
-                client=self.client,
-                fetcher=self._fetcher,
-                catalog=self.catalog,
-                now=self.now,
-                creates_per_10s=terms.creates_per_10s,
-                concurrency=self.settings.max_concurrent or terms.concurrency,
-            )
-            for key_id, key in (keys or {NO_KEY_ID: None}).items()
+            self._make_context(name, package, key_id, key) for key_id, key in (keys or {NO_KEY_ID: None}).items()
+        )
+
+    def _make_context(self, name: str, package: ProviderPackage, key_id: str, key: SecretStr | None) -> ProviderContext:
+        terms = self.terms(name)
+        return ProviderContext(
+            name=name,
+            key_id=key_id,
+            api_key=key,
+            settings=self._settings_of(package),
+            client=self.client,
+            fetcher=self._fetcher,
+            catalog=self.catalog,
+            now=self.now,
+            creates_per_10s=terms.creates_per_10s,
+            concurrency=self.settings.max_concurrent or terms.concurrency,
         )
 
     def terms(self, name: str) -> ProviderTerms:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from broker.accounts.api_keys import ApiKeyService
 from broker.accounts.credentials import Credentials
 from broker.accounts.logins import LoginService, TokenTimes
 from broker.accounts.passwords import PasswordHasher
+from broker.accounts.provider_keys import ProviderKeyService
 from broker.accounts.throttle import LoginThrottle
 from broker.accounts.users import UserService
 from broker.services.resources import Resources
+from broker.tasks.accounts.key_tests import KeyTester
+from broker.tasks.accounts.reports import OwnKeys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,6 @@ class AccountServices(Resources):
             api_keys=self.tables.api_keys,
             admin_sees_content=self.settings.admin_sees_content,
         )
-
-    @cached_property
-    def key_service(self) -> ApiKeyService:
-        return ApiKeyService(clock=self.clock, database=self.database, api_keys=self.tables.api_keys)
 
     @cached_property
     def passwords(self) -> PasswordHasher:
@@ -73,4 +71,27 @@ class AccountServices(Resources):
                 refresh=self.settings.refresh_token_days * 86_400.0,
             ),
             metrics=self.metrics,
+        )
+
+    # -- keys of users at providers
+
+    @cached_property
+    def provider_keys(self) -> ProviderKeyService:
+        return ProviderKeyService(
+            clock=self.clock,
+            keys=self.tables.provider_keys,
+            vault=self.vault,
+            usage=self.tables.rate_limits,
+            providers=tuple(self.registry.known),
+            test_key=KeyTester(registry=self.registry).test_key,
+            forget=self.accounts.forget,
+        )
+
+    @cached_property
+    def own_keys(self) -> OwnKeys:
+        return OwnKeys(
+            clock=self.clock,
+            service=self.provider_keys,
+            accounts=self.accounts,
+            limits=self.tables.provider_limits,
         )

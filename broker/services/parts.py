@@ -66,7 +66,7 @@ class Services(AccountServices):
 
     @cached_property
     def canceler(self) -> TaskCanceler:
-        return TaskCanceler(queries=self.queries, transitions=self.transitions, pools=self.pools)
+        return TaskCanceler(queries=self.queries, transitions=self.transitions, accounts=self.accounts)
 
     @cached_property
     def deleter(self) -> TaskDeleter:
@@ -78,7 +78,7 @@ class Services(AccountServices):
 
     @cached_property
     def eta(self) -> EtaEstimator:
-        return EtaEstimator(clock=self.clock, tables=self.tables, pools=self.pools, catalog=self.catalog)
+        return EtaEstimator(clock=self.clock, tables=self.tables, accounts=self.accounts, catalog=self.catalog)
 
     @cached_property
     def thumbnails(self) -> Thumbnails:
@@ -108,7 +108,7 @@ class Services(AccountServices):
 
     @cached_property
     def callback_step(self) -> CallbackStep:
-        return CallbackStep(tables=self.tables, providers=self.providers, transitions=self.transitions)
+        return CallbackStep(tables=self.tables, providers=self.registry.adapters, transitions=self.transitions)
 
     @cached_property
     def balances(self) -> BalanceMonitor:
@@ -121,12 +121,12 @@ class Services(AccountServices):
         )
 
     def _steps(self) -> StepTable:
-        pools, transitions = self.pools, self.transitions
+        accounts, transitions = self.accounts, self.transitions
         sinks = SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes)
         return StepTable(
             submit=SubmitStep(
                 limits=self.tables.provider_limits,
-                pools=pools,
+                accounts=accounts,
                 queue=self.submissions,
                 orders=OrderBuilder(turns=self.tables.turns, blobs=self.blobs, image_base=lambda: self.address.base),
                 sinks=sinks,
@@ -134,13 +134,13 @@ class Services(AccountServices):
                 usd_per_unit=lambda provider: self.registry.terms(provider).usd_per_unit,
                 callback_url=self.callback_url,
             ),
-            check=CheckStep(callbacks=self.tables.callbacks, pools=pools, sinks=sinks, transitions=transitions),
+            check=CheckStep(callbacks=self.tables.callbacks, accounts=accounts, sinks=sinks, transitions=transitions),
             download=DownloadStep(
                 images=self.tables.images,
                 intake=self.intake,
                 fetcher=self.fetcher,
                 blobs=self.blobs,
-                pools=pools,
+                accounts=accounts,
                 sinks=sinks,
                 transitions=transitions,
                 max_download_bytes=self.settings.max_download_bytes,
@@ -221,9 +221,8 @@ class Services(AccountServices):
             planner=Planner(
                 clock=self.clock,
                 catalog=self.catalog,
-                providers=self.providers,
+                accounts=self.accounts,
                 routing=OrderRouter(
-                    providers=self.providers,
                     router=self.router,
                     prices=self.prices,
                     budget=self.budget,
@@ -250,7 +249,6 @@ class Services(AccountServices):
             ),
             quotas=self.quotas,
             budget=self.budget,
-            providers=self.providers,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
             metrics=self.metrics,
@@ -289,7 +287,6 @@ class Services(AccountServices):
     @cached_property
     def prices(self) -> PriceTable:
         return PriceTable(
-            providers=self.providers,
             terms=self.registry.terms,
             max_billed_attempts=self.policy.max_attempts if self.policy.resubmit_unknown else 1,
         )
@@ -313,7 +310,7 @@ class Services(AccountServices):
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
             tokens=self.tokens,
-            providers=self.providers,
+            providers=self.registry.adapters,
             signatures=self.registry.signatures,
         )
 
@@ -325,6 +322,7 @@ class Services(AccountServices):
             callbacks=self.tables.callbacks,
             metrics=self.metrics,
             redactor=Redactor(known_secrets(self.settings, self.tokens.secrets)),
+            list_secrets=self.accounts.list_secrets,
         )
 
     @cached_property

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from broker.accounts.provider_keys import KeyVault
+from broker.accounts.sealing import KeyRing
 from broker.callbacks.public_url import PublicAddress
 from broker.callbacks.tunnels import TunnelAgents
 from broker.catalog import Catalog, Model
@@ -20,10 +22,13 @@ from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
+from broker.tasks.accounts.lanes import OwnLanes
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from broker.tasks.submissions import SubmissionQueue
 from storage.blobs.store import BlobStore
+from storage.ids import provider_of
 from storage.sql.database import Database
 from storage.tables import Tables
 from uploads.intake import Intake
@@ -68,7 +73,9 @@ class Resources:
             resubmit_unknown=self.settings.resubmit_unknown,
             retention_seconds=self.settings.retention_hours * 3600.0,
             short_kept_seconds={
-                name: seconds for name in self.pools if (seconds := self.catalog.terms(name).result_seconds) is not None
+                name: seconds
+                for name in self.registry.adapters
+                if (seconds := self.catalog.terms(name).result_seconds) is not None
             },
         )
 
@@ -97,11 +104,31 @@ class Resources:
 
     @cached_property
     def router(self) -> Router:
-        return Router(clock=self.clock, limits=self.tables.provider_limits, pools=self.pools)
+        return Router(clock=self.clock, limits=self.tables.provider_limits, accounts=self.accounts)
+
+    @cached_property
+    def vault(self) -> KeyVault:
+        return KeyVault(ring=KeyRing.from_secrets(self.tokens.secret, self.tokens.old_secrets))
+
+    @cached_property
+    def accounts(self) -> ProviderAccounts:
+        return ProviderAccounts(
+            clock=self.clock,
+            keys=self.tables.provider_keys,
+            vault=self.vault,
+            registry=self.registry,
+            house=self.pools,
+        )
 
     @cached_property
     def submissions(self) -> SubmissionQueue:
-        return SubmissionQueue(clock=self.clock, tables=self.tables, pools=self.pools, router=self.router)
+        return SubmissionQueue(
+            clock=self.clock,
+            tables=self.tables,
+            accounts=self.accounts,
+            router=self.router,
+            lanes=OwnLanes(clock=self.clock, queue=self.tables.task_queue),
+        )
 
     def supports(self, model: str) -> bool:
         """Return whether a provider in use serves a canonical model."""
@@ -129,5 +156,5 @@ class Resources:
         if base is None:
             return None
         token = self.tokens.token(task, attempt)
-        path = self.providers[provider].callback_path
+        path = self.registry.adapters[provider_of(provider)].callback_path
         return f"{base}{path}?task={task}&attempt={attempt}&token={token}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.errors import ApiError, ProviderError
 from broker.logs import log
-from broker.providers.pool import ProviderPool
 from broker.tasks import lifecycle
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
 from storage.sql.scope import Scope
@@ -22,7 +21,7 @@ class TaskCanceler:
 
     queries: TaskQueries
     transitions: Transitions
-    pools: Mapping[str, ProviderPool]
+    accounts: ProviderAccounts
 
     async def cancel_task(self, task_id: str, scope: Scope) -> Task:
         """Return the canceled task. Raises `ApiError("conflict")` if it has ended or its image is being downloaded."""
@@ -52,11 +51,11 @@ class TaskCanceler:
         return await self.queries.get_batch(batch_id, scope)
 
     async def _cancel_at_provider(self, task: Task) -> None:
-        pool = self.pools.get(task.provider)
-        if pool is None or task.job_id is None:
+        provider = await self.accounts.find_bound(task)
+        if provider is None or task.job_id is None:
             return
         try:
-            await pool.bound_to(task.key_id).cancel(task.job_id)
+            await provider.cancel(task.job_id)
         except ProviderError as error:
             log.info(
                 "the provider did not cancel the job", action="provider_cancel_failed", task=task.id, why=error.summary

@@ -7,22 +7,25 @@ own history, or absent: no percentage is invented, and a time that has passed is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
 from broker.cache import TtlCache
 from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.presenter import UNKNOWN, Progress
-from broker.providers.pool import ProviderPool
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.submissions import account_limits
+from storage.ids import provider_of
 from storage.limits.provider_limits import WINDOW_SECONDS, AccountLoad
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task, TaskDurations
+
+T = TypeVar("T")
 
 MAX_POSITIONS: Final = 10_000
 """Every task further back has this position plus one."""
@@ -31,6 +34,7 @@ HISTORY_TTL_SECONDS: Final = 30.0
 MIN_HISTORY: Final = 5
 """Images needed for an estimate."""
 MAX_HISTORY: Final = 50
+MAX_CACHED_ACCOUNTS: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class EtaEstimator:
 
     clock: Clock
     tables: Tables
-    pools: Mapping[str, ProviderPool]
+    accounts: ProviderAccounts
     catalog: Catalog
     max_positions: int = MAX_POSITIONS
     _queues: dict[str, TtlCache[_Queue]] = field(default_factory=dict)
@@ -66,12 +70,24 @@ class EtaEstimator:
             return await self._estimate_queued(task)
         return await self._estimate_running(task)
 
+    def _cache_of(
+        self,
+        caches: dict[str, TtlCache[T]],
+        account: str,
+        load: Callable[[str], Awaitable[T]],
+        seconds: float,
+    ) -> TtlCache[T]:
+        """Return the cache of an account; the oldest ones make room for those of users' accounts."""
+        if account not in caches:
+            while len(caches) >= MAX_CACHED_ACCOUNTS:
+                caches.pop(next(iter(caches)))
+            caches[account] = TtlCache(partial(load, account), seconds=seconds, clock=self.clock)
+        return caches[account]
+
     # -- the queue
 
     async def _estimate_queued(self, task: Task) -> Progress:
-        load = partial(self._load_queue, task.provider)
-        fresh = TtlCache(load, seconds=QUEUE_TTL_SECONDS, clock=self.clock)
-        cached = self._queues.setdefault(task.provider, fresh)
+        cached = self._cache_of(self._queues, task.provider, self._load_queue, QUEUE_TTL_SECONDS)
         queue = await cached.get()
         position = queue.positions.get(task.id)
         eta = await self._queued_eta(task, position, queue.load) if position and not queue.is_paused else None
@@ -83,13 +99,14 @@ class EtaEstimator:
             positions={task_id: position for position, task_id in enumerate(ids[: self.max_positions], 1)},
             end=len(ids) if len(ids) > self.max_positions else None,
             load=await self._get_load(provider),
-            is_paused=provider in await self.tables.provider_limits.paused_providers(),
+            is_paused=provider_of(provider) in await self.tables.provider_limits.paused_providers(),
         )
 
     async def _get_load(self, provider: str) -> AccountLoad:
         """Return the load of all keys of a provider together; it is paused until the first of them is not."""
         limits, now = self.tables.provider_limits, self.clock.now()
-        key_ids = self.pools[provider].accounts if provider in self.pools else ()
+        pool = await self.accounts.find_pool(provider)
+        key_ids = pool.accounts if pool is not None else ()
         loads = [await limits.get_load(provider, key_id, now) for key_id in key_ids]
         return AccountLoad(
             paused_until=min((load.paused_until for load in loads), default=0.0),
@@ -99,8 +116,8 @@ class EtaEstimator:
 
     async def _queued_eta(self, task: Task, position: int, load: AccountLoad) -> int | None:
         """Return the seconds until the end: orders are submitted as fast as the provider's limits allow."""
-        durations, pool = await self._durations(task), self.pools.get(task.provider)
-        if durations is None or pool is None:
+        durations, pool = await self._durations(task), await self.accounts.find_pool(task.provider)
+        if durations is None or pool is None or not pool.accounts:
             return None
         limits = [account_limits(account) for account in pool.accounts.values()]
         creates_per_window = sum(one.creates_per_window for one in limits)
@@ -127,10 +144,16 @@ class EtaEstimator:
         return Progress(eta=round_up(left), fresh_for=stable_for(left))
 
     async def _durations(self, task: Task) -> TaskDurations | None:
-        """Return the durations by model and resolution, else by model, else by provider."""
-        load = partial(self._load_history, task.provider)
-        fresh = TtlCache(load, seconds=HISTORY_TTL_SECONDS, clock=self.clock)
-        history = await self._histories.setdefault(task.provider, fresh).get()
+        """Return the durations by model and resolution, else by model, else by provider.
+
+        For an account of a user without enough history those of the operator's at the same provider.
+        """
+        accounts = dict.fromkeys((task.provider, provider_of(task.provider)))
+        found = [await self._durations_at(account, task) for account in accounts]
+        return next((durations for durations in found if durations is not None), None)
+
+    async def _durations_at(self, account: str, task: Task) -> TaskDurations | None:
+        history = await self._cache_of(self._histories, account, self._load_history, HISTORY_TTL_SECONDS).get()
         same_model = history.get(task.model, ())
         everything = [image for model in history.values() for image in model]
         same_resolution = [image for image in same_model if image.resolution == task.resolution]

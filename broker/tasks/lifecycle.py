@@ -16,6 +16,7 @@ from typing import Any, Final, assert_never
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
 from storage.attempts import Attempt
+from storage.ids import provider_of, shown_account
 from storage.states import CANCELABLE_STATES, RETAINED_STATES, TaskState
 from storage.tasks import Task
 
@@ -302,7 +303,7 @@ def _failed(
         return Changes(task=_fail_with(task, report, now, policy), attempt=ledger)
     queued = {
         **_queue_again(report.code, report.message, again_at, now),
-        **_redirect(task, onward, now, f"after {report.code} at {task.provider}"),
+        **_redirect(task, onward, now, f"after {report.code} at {shown_account(task.provider)}"),
     }
     return Changes(task=queued, attempt=ledger)
 
@@ -343,7 +344,11 @@ def move_to(
     """
     if task.state != TaskState.QUEUED or onward[0] == task.provider:
         return NOTHING
-    reason = f"{task.provider} takes no orders now" if report is None else f"after {report.code} at {task.provider}"
+    reason = (
+        f"{shown_account(task.provider)} takes no orders now"
+        if report is None
+        else f"after {report.code} at {shown_account(task.provider)}"
+    )
     return Changes(task={**_redirect(task, onward, now, reason), "updated_at": now})
 
 
@@ -431,7 +436,7 @@ def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int, on
     if policy.resubmit_unknown and task.attempt < policy.max_attempts:
         # at its old place: behind all later orders it could time out in the queue
         again = _queue_again("unknown_outcome", detail, min(task.created_at, now), now)
-        again |= _redirect(task, onward, now, f"after unknown_outcome at {task.provider}")
+        again |= _redirect(task, onward, now, f"after unknown_outcome at {shown_account(task.provider)}")
         return Changes(task={**again, "deadline_at": now + policy.deadline_seconds}, attempt=ledger)
     return Changes(task=_fail(task, "unknown_outcome", detail, now, policy, billed="unknown"), attempt=ledger)
 
@@ -445,6 +450,14 @@ def queue_timeout(task: Task, now: float, policy: TaskPolicy) -> Changes:
     return Changes(task=_fail(task, code, detail, now, policy, billed="no"))
 
 
+def account_removed(task: Task, now: float, policy: TaskPolicy) -> Changes:
+    """Return the changes of a queued task whose user has removed the key with which it was to be submitted."""
+    if task.state != TaskState.QUEUED:
+        return NOTHING
+    detail = f"your own key at {provider_of(task.provider)} was removed before the order was submitted"
+    return Changes(task=_fail(task, "provider_auth", detail, now, policy, billed="no"))
+
+
 # -- fetching
 
 
@@ -456,7 +469,7 @@ def downloaded(task: Task, now: float, policy: TaskPolicy, stored: int, failures
         return Changes(task=_succeed(task, now, policy))
     worst = min(failures, key=lambda failure: (failure.is_final, failure.is_blocked))  # the one that may still recover
     late, over = now >= task.deadline_at, now >= task.deadline_at + policy.result_kept_seconds
-    longest_pause, kept_seconds = policy.max_retry_seconds, policy.short_kept_seconds.get(task.provider)
+    longest_pause, kept_seconds = policy.max_retry_seconds, policy.short_kept_seconds.get(provider_of(task.provider))
     if kept_seconds is not None and task.finished_at is not None:
         over = now >= task.finished_at + kept_seconds
         longest_pause = min(longest_pause, kept_seconds / MIN_RETRIES_WHILE_KEPT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from storage.ids import provider_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPolicy:
@@ -42,7 +44,11 @@ class TaskPolicy:
 
     def download_at(self, provider: str, now: float) -> float:
         """Return when a result that is ready now is due for download: the sooner it is deleted, the more overdue."""
-        return now + self.short_kept_seconds.get(provider, self.result_kept_seconds) - self.result_kept_seconds
+        return (
+            now
+            + self.short_kept_seconds.get(provider_of(provider), self.result_kept_seconds)
+            - self.result_kept_seconds
+        )
 
 
 def backoff_seconds(retries: int, policy: TaskPolicy, *, max_seconds: float | None = None) -> float:

@@ -79,12 +79,13 @@ class ProviderAdmin:
         """Return every provider in use, the preferred one first."""
         self.router.expire_statuses()  # the operator may just have changed one from another process
         statuses, balances = await self.router.statuses(), await self.balances.latest()
-        return [await self._report(pool, statuses[name], balances) for name, pool in self.router.pools.items()]
+        return [await self._report(pool, statuses[name], balances) for name, pool in self.router.accounts.house.items()]
 
     async def get_report(self, name: str) -> ProviderReport:
         """Return one provider. Raises `ApiError("not_found")` for a name that is not in use."""
-        if name not in self.router.pools:
-            raise ApiError("not_found", f"No provider of this name is in use. In use: {', '.join(self.router.pools)}.")
+        if name not in self.router.accounts.house:
+            in_use = ", ".join(self.router.accounts.house)
+            raise ApiError("not_found", f"No provider of this name is in use. In use: {in_use}.")
         return next(report for report in await self.list_reports() if report.name == name)
 
     async def pause(self, name: str) -> ProviderReport:

@@ -157,6 +157,7 @@ class Retention:
         await _repeat_in_batches(tables.sessions.delete_expired, now)
         await _repeat_in_batches(tables.login_attempts.delete_forgotten, now)
         await _repeat_in_batches(tables.login_clients.delete_older, now)
+        await tables.provider_keys.delete_unused()
         await tables.budgets.delete_older(now)
         await _repeat_in_batches(tables.owner_usage.delete_older, now)
         for uploads in (tables.uploaded_files, tables.resumable_uploads):

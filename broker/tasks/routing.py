@@ -5,7 +5,7 @@ Money decides: an order goes on only after an attempt that certainly cost nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +13,9 @@ from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.providers.pool import ProviderPool
 from broker.reports import Failed
-from storage.limits.provider_limits import ProviderLimits
+from broker.tasks.accounts.pools import ProviderAccounts
+from storage.ids import is_own_account, provider_of
+from storage.limits.provider_limits import Cooldown, ProviderLimits
 from storage.tasks import Task
 
 PAUSED: Final = "paused"
@@ -36,25 +38,59 @@ class ProviderStatus:
         return self.reason is None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LimitState:
+    """What the database says about all accounts."""
+
+    paused: frozenset[str]
+    """Providers that an operator paused."""
+    cooldowns: Mapping[tuple[str, str], Cooldown]
+    """By account and key id."""
+
+    def status_of(self, pool: ProviderPool) -> ProviderStatus:
+        """Return whether an account takes orders now. One without a key that can be read waits for its user."""
+        if provider_of(pool.name) in self.paused:
+            return ProviderStatus(usable_keys=self._usable_keys(pool), reason=PAUSED)
+        usable = self._usable_keys(pool)
+        if usable:
+            return ProviderStatus(usable_keys=usable)
+        reasons = [self.cooldowns[pool.name, key_id].reason for key_id in pool.accounts]
+        return ProviderStatus(usable_keys=(), reason=reasons[0] if reasons else "provider_auth")
+
+    def _usable_keys(self, pool: ProviderPool) -> tuple[str, ...]:
+        return tuple(key_id for key_id in pool.accounts if (pool.name, key_id) not in self.cooldowns)
+
+
 @dataclass(kw_only=True)
 class Router:
-    """Knows the status of every configured provider, shared by all processes through the database."""
+    """Knows which accounts take orders, shared by all processes through the database."""
 
     clock: Clock
     limits: ProviderLimits
-    pools: Mapping[str, ProviderPool]
-    _statuses: TtlCache[Mapping[str, ProviderStatus]] = field(init=False)
+    accounts: ProviderAccounts
+    _state: TtlCache[LimitState] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._statuses = TtlCache(self._load_statuses, seconds=STATUS_SECONDS, clock=self.clock)
+        self._state = TtlCache(self._load_state, seconds=STATUS_SECONDS, clock=self.clock)
 
     async def statuses(self) -> Mapping[str, ProviderStatus]:
         """Return the status of each configured provider, at most half a second old."""
-        return await self._statuses.get()
+        state = await self._state.get()
+        return {name: state.status_of(pool) for name, pool in self.accounts.house.items()}
+
+    async def statuses_of(self, accounts: Iterable[str]) -> Mapping[str, ProviderStatus]:
+        """Return the status of these accounts, at most half a second old; those that no longer exist are missing."""
+        state = await self._state.get()
+        pools = [await self.accounts.find_pool(name) for name in dict.fromkeys(accounts)]
+        return {pool.name: state.status_of(pool) for pool in pools if pool is not None and not pool.is_removed}
+
+    async def is_paused(self, provider: str) -> bool:
+        """Return whether an operator paused a provider."""
+        return provider in (await self._state.get()).paused
 
     def expire_statuses(self) -> None:
         """Read the statuses again at the next request, because this process has changed one."""
-        self._statuses.expire()
+        self._state.expire()
 
     async def find_onward(self, task: Task, failure: Failed) -> tuple[str, ...]:
         """Return the providers to which an order can go after a failure, the next one first; empty if to none.
@@ -63,8 +99,8 @@ class Router:
         """
         if not failure.another_may_serve:
             return ()
-        statuses = await self.statuses()
-        if failure.is_account_error and task.provider in self.pools:
+        statuses = await self._statuses_for(task)
+        if failure.is_account_error and task.provider in statuses:
             usable = statuses[task.provider].usable_keys if statuses[task.provider].reason != PAUSED else ()
             if any(key_id != task.key_id for key_id in usable):
                 return task.candidates or (task.provider,)
@@ -72,28 +108,38 @@ class Router:
         return _onward(task, statuses, keep=may_recover)
 
     async def find_other(self, task: Task) -> tuple[str, ...]:
-        """Return the providers of an order after an unknown outcome: another one that takes orders first, if any."""
-        return _onward(task, await self.statuses(), keep=True)
+        """Return the providers of an order after an unknown outcome: another one that takes orders first, if any.
+
+        It stays with who pays: from an account of the user's own it goes to none of the operator, and the reverse.
+        """
+        statuses, is_own = await self._statuses_for(task), is_own_account(task.provider)
+        of_payer = {name: status for name, status in statuses.items() if is_own_account(name) == is_own}
+        return _onward(task, of_payer, keep=True)
 
     async def find_available(self, task: Task) -> tuple[str, ...]:
         """Return the providers of a queued order if its own takes none now and another does; else empty.
 
-        A provider that is no longer configured is left out.
+        A provider that is no longer configured is left out. An order of a user's account that was removed goes to
+        another one even if that takes none now.
         """
-        statuses = await self.statuses()
+        statuses = await self._statuses_for(task)
         own = statuses.get(task.provider)
-        return () if own is not None and own.is_available else _onward(task, statuses, keep=own is not None)
+        if own is not None and own.is_available:
+            return ()
+        onward = _onward(task, statuses, keep=own is not None)
+        if onward or own is not None or not is_own_account(task.provider):
+            return onward
+        return tuple(name for name in task.candidates if name in statuses)
 
-    async def _load_statuses(self) -> Mapping[str, ProviderStatus]:
-        now, paused = self.clock.now(), await self.limits.paused_providers()
-        cooldowns = {(one.provider, one.key_id): one for one in await self.limits.list_cooldowns(now)}
-        statuses = {}
-        for name, pool in self.pools.items():
-            usable = tuple(key_id for key_id in pool.accounts if (name, key_id) not in cooldowns)
-            reasons = [cooldowns[name, key_id].reason for key_id in pool.accounts if key_id not in usable]
-            reason = PAUSED if name in paused else None if usable else reasons[0]
-            statuses[name] = ProviderStatus(usable_keys=usable, reason=reason)
-        return statuses
+    async def _statuses_for(self, task: Task) -> Mapping[str, ProviderStatus]:
+        return await self.statuses_of((task.provider, *task.candidates))
+
+    async def _load_state(self) -> LimitState:
+        cooldowns = await self.limits.list_cooldowns(self.clock.now())
+        return LimitState(
+            paused=await self.limits.paused_providers(),
+            cooldowns={(one.provider, one.key_id): one for one in cooldowns},
+        )
 
 
 def _onward(task: Task, statuses: Mapping[str, ProviderStatus], *, keep: bool) -> tuple[str, ...]:

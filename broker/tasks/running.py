@@ -25,8 +25,25 @@ CONCURRENCY: Final = {
 """Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps."""
 HELD_CONCURRENCY: Final = 32
 """Submissions at a time to each provider that answers with the result, after minutes: they have slots of their own."""
+OWN_CONCURRENCY: Final = 32
+"""Submissions at a time to all accounts of users together, beside the others."""
+ACCOUNT_CONCURRENCY: Final = 8
+"""Of them to one account: a provider that answers one user slowly delays neither the others nor the operator."""
 MIN_GRACE_SECONDS: Final = 3.0
 """Shortest delay of recovery after an outage of the database."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotUse:
+    """Whose slots a submission takes; by default those of all submissions together."""
+
+    held_by: str = ""
+    """The account at which it may wait for minutes, and therefore has slots of its own; empty for all others."""
+    account: str = ""
+    """The account of a user; empty for one of the operator."""
+
+
+SHARED_SLOTS: Final = SlotUse()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +53,7 @@ class RunningStep:
     task_ids: tuple[str, ...] = ()
     state: TaskState | None = None
     """Whose slot it takes; None if it takes none."""
-    held_by: str = ""
-    """The provider whose own slots it takes, because it may wait there for minutes; empty for all others."""
+    slots: SlotUse = SHARED_SLOTS
     lease_holder: str = ""
     """Of its tasks' lease; empty without one."""
 
@@ -54,10 +70,13 @@ class RunningSteps:
     def count(self) -> int:
         return len(self._steps)
 
-    def free_slots(self, state: TaskState, held_by: str = "") -> int:
-        """Return the free slots of a state; a state outside `CONCURRENCY` has one. held_by: as in `RunningStep`."""
-        slots = HELD_CONCURRENCY if held_by else CONCURRENCY.get(state, 1)
-        return slots - sum((step.state, step.held_by) == (state, held_by) for step in self._steps.values())
+    def free_slots(self, state: TaskState, slots: SlotUse = SHARED_SLOTS) -> int:
+        """Return the free slots of a state; a state outside `CONCURRENCY` has one. slots: of which kind."""
+        used = [step.slots for step in self._steps.values() if step.state == state]
+        if slots.account:
+            of_users = [one.account for one in used if one.account]
+            return min(OWN_CONCURRENCY - len(of_users), ACCOUNT_CONCURRENCY - of_users.count(slots.account))
+        return (HELD_CONCURRENCY if slots.held_by else CONCURRENCY.get(state, 1)) - used.count(slots)
 
     def has_step_of(self, task: Task) -> bool:
         """Return whether a step of this task and state is in progress here."""
@@ -107,7 +126,7 @@ class RunningSteps:
 
     async def cancel_all(self, *, held_too: bool) -> list[tuple[str, str]]:
         """Cancel the steps that are left; return the leases they held. held_too: also those that wait for a result."""
-        left = {future: step for future, step in self._steps.items() if held_too or not step.held_by}
+        left = {future: step for future, step in self._steps.items() if held_too or not step.slots.held_by}
         for future in left:
             future.cancel()
         await asyncio.gather(*left, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,8 +11,12 @@ from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from broker.providers.responses import MAX_WAIT_SECONDS
 from broker.reports import Failed, Report
+from broker.tasks.accounts.lanes import OwnLanes
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.policy import TaskPolicy, backoff_seconds, doubled_seconds
-from broker.tasks.routing import PAUSED, Router
+from broker.tasks.routing import Router
+from broker.tasks.running import SlotUse
+from storage.ids import is_own_account, provider_of
 from storage.limits.provider_limits import (
     MAX_COOLDOWN_SECONDS,
     PROBE_SECONDS,
@@ -34,51 +37,63 @@ HELD_SECONDS: Final = 660.0
 
 @dataclass(frozen=True, kw_only=True)
 class SubmissionQueue:
-    """The queued orders of each provider, within the limits of its keys."""
+    """The queued orders of each account, within the limits of its keys."""
 
     clock: Clock
     tables: Tables
-    pools: Mapping[str, ProviderPool]
+    accounts: ProviderAccounts
     router: Router
+    lanes: OwnLanes
 
-    async def claim(self, provider: str, lease: Lease, *, limit: int) -> list[Task]:
-        """Claim queued orders for which the provider has capacity, or which another provider can take instead."""
-        capacity = await self._get_capacity(provider)
-        queue, now = self.tables.task_queue, self.clock.now()
+    async def claim(self, account: str, lease: Lease, *, limit: int) -> list[Task]:
+        """Claim queued orders for which an account has capacity, or which another one can take instead.
+
+        Of an account that was removed: all that are due, to be moved or failed.
+        """
+        pool, now, queue = await self.accounts.find_pool(account), self.clock.now(), self.tables.task_queue
+        if pool is None or pool.is_removed:
+            return await queue.claim(account, now=now, lease=lease, limit=limit)
+        capacity = await self._get_capacity(pool)
         if not capacity.is_paused:
-            return await queue.claim(provider, now=now, lease=lease, limit=min(capacity.free, limit))
-        statuses = await self.router.statuses()
-        others = [name for name, status in statuses.items() if name != provider and status.is_available]
-        if not others:
-            return []
-        return await queue.claim_movable(provider, others, now=now, lease=lease, limit=limit)
+            claimed = await queue.claim(account, now=now, lease=lease, limit=min(capacity.free, limit))
+        else:
+            others = await self._find_others(account)
+            claimed = await queue.claim_movable(account, others, now=now, lease=lease, limit=limit) if others else []
+        if is_own_account(account) and not claimed and limit:
+            self.lanes.pause(account, until=capacity.recheck_at)
+        return claimed
 
     async def claim_orphans(self, lease: Lease, *, limit: int) -> list[Task]:
         """Claim queued orders whose provider is no longer configured, and which another provider can take."""
-        queue, now = self.tables.task_queue, self.clock.now()
-        orphaned = [name for name in await queue.list_providers() if name not in self.pools]
-        others = list(self.pools)
-        claims = [await queue.claim_movable(name, others, now=now, lease=lease, limit=limit) for name in orphaned]
+        queue, now, house = self.tables.task_queue, self.clock.now(), list(self.accounts.house)
+        orphaned = [name for name in await queue.list_providers() if name not in house and not is_own_account(name)]
+        claims = [await queue.claim_movable(name, house, now=now, lease=lease, limit=limit) for name in orphaned]
         return [task for tasks in claims for task in tasks]
 
-    async def next_at(self, provider: str, queued_at: float) -> float:
-        """Return the moment of the next submission. queued_at: when the first order is due; infinite without one."""
-        if math.isinf(queued_at):
+    async def next_at(self, account: str, queued_at: float) -> float:
+        """Return the moment of the next submission. queued_at: when the first order is due; infinite without one.
+
+        For accounts of users `queued_at` has it: `lanes` leaves out those without capacity.
+        """
+        pool = self.accounts.house.get(account)
+        if math.isinf(queued_at) or pool is None:
             return queued_at
-        capacity = await self._get_capacity(provider)
+        capacity = await self._get_capacity(pool)
         return max(queued_at, self.clock.now() if capacity.free else capacity.recheck_at)
 
-    def holder(self, provider: str) -> str:
-        """Return the provider if its submissions may wait for minutes, so that they have their own slots; else ""."""
-        return provider if provider in self.pools and self.pools[provider].preferred.holds_submit else ""
+    def slots_of(self, account: str) -> SlotUse:
+        """Return whose slots the submissions of an account take."""
+        holds = self.accounts.holds_submit(provider_of(account))
+        own = account if is_own_account(account) else ""
+        return SlotUse(held_by=account if holds else "", account=own)
 
-    async def choose_account(self, provider: str) -> Provider | None:
-        """Return the account with the most capacity; None if there is none with any.
+    async def choose_account(self, account: str) -> Provider | None:
+        """Return the key with the most capacity; None if there is none with any.
 
         If every key waits for the operator, the first one: its refusal ends the order at once and with the reason.
         """
-        pool = self.pools.get(provider)
-        if pool is None:
+        pool = await self.accounts.find_pool(account)
+        if pool is None or not pool.accounts:
             return None
         if len(pool.accounts) == 1:
             return pool.preferred  # the reservation decides
@@ -88,11 +103,17 @@ class SubmissionQueue:
             return pool.accounts[key_id]
         return pool.preferred if all(one.is_set_aside for one in capacities.values()) else None
 
-    async def _get_capacity(self, provider: str) -> Capacity:
-        """Return the capacity of all keys of a provider together."""
-        if (await self.router.statuses())[provider].reason == PAUSED:
+    async def _find_others(self, account: str) -> list[str]:
+        """Return the accounts that take orders now and may be candidates of an order of this one."""
+        siblings = await self.accounts.list_siblings(account) if is_own_account(account) else []
+        statuses = {**await self.router.statuses(), **await self.router.statuses_of(siblings)}
+        return [name for name, status in statuses.items() if name != account and status.is_available]
+
+    async def _get_capacity(self, pool: ProviderPool) -> Capacity:
+        """Return the capacity of all keys of an account together."""
+        if not pool.accounts or await self.router.is_paused(provider_of(pool.name)):
             return Capacity(free=0, is_paused=True)
-        capacities = (await self._get_capacities(self.pools[provider])).values()
+        capacities = (await self._get_capacities(pool)).values()
         free = sum(one.free for one in capacities)
         if not free and all(one.is_set_aside for one in capacities):
             return Capacity(free=1)  # an order moves on, or is refused at once and with the reason

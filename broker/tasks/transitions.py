@@ -22,6 +22,7 @@ from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from storage.attempts import Attempt, Attempts
+from storage.ids import provider_of
 from storage.limits.settlement import settle_task
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
@@ -172,13 +173,13 @@ class Transitions:
             log.warning("a second result of one order was kept", action="duplicate_result", task=task.id)
         has_failed = changes.attempt.get("outcome") in {"failed", "refused"}
         if has_failed and isinstance(report, Failed) and not report.known:
-            self.metrics.unclassified_errors.labels(task.provider).inc()
+            self.metrics.unclassified_errors.labels(provider_of(task.provider)).inc()
             # without the message, which may repeat the prompt: it is in the task's errorDetail
             log.warning(
                 "unclassified provider error",
                 action="unclassified_provider_error",
                 task=task.id,
-                provider=task.provider,
+                provider=provider_of(task.provider),
                 provider_code=_plain_code(report.provider_code),
             )
         if state == task.state:
@@ -189,7 +190,7 @@ class Transitions:
             task=task.id,
             previous=task.state.value,
             attempt=changes.task.get("attempt", task.attempt),
-            provider=task.provider,
+            provider=provider_of(task.provider),
             code=changes.task.get("error_code"),
         )
 
@@ -220,12 +221,12 @@ def _count_change(metrics: Metrics, task: Task, changes: Changes, now: float) ->
     """Count a change once, after its commit. task: the row before it."""
     state = changes.task.get("state", task.state)
     if state == TaskState.QUEUED and (provider := changes.task.get("provider", task.provider)) != task.provider:
-        metrics.orders_moved.labels(task.provider, provider).inc()
+        metrics.orders_moved.labels(provider_of(task.provider), provider_of(provider)).inc()
     if state != task.state:
         metrics.transitions.labels(task.state.value, state.value).inc()
         metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
         if state == TaskState.SUBMITTING and task.attempt == 0:
-            metrics.queue_seconds.labels(task.provider).observe(max(0.0, now - task.created_at))
+            metrics.queue_seconds.labels(provider_of(task.provider)).observe(max(0.0, now - task.created_at))
     if changes.task.get("ended_at") is not None:
         # the first end that callers see; the image of a task shown as failed may still arrive
         if task.ended_at is None:
@@ -235,11 +236,11 @@ def _count_change(metrics: Metrics, task: Task, changes: Changes, now: float) ->
         elif state == TaskState.SUCCEEDED:
             metrics.late_results.labels(task.model).inc()
     if changes.attempt.get("duplicate_result"):
-        metrics.duplicate_results.labels(task.provider).inc()
+        metrics.duplicate_results.labels(provider_of(task.provider)).inc()
     if changes.attempt.get("outcome") == "unknown" and changes.attempt.get("ended_at") is not None:
-        metrics.unknown_outcomes.labels(task.provider).inc()
+        metrics.unknown_outcomes.labels(provider_of(task.provider)).inc()
     if changes.attempt.get("learned_by") == LEARNED_BY_CHECK:
-        metrics.callbacks_missing.labels(task.provider).inc()
+        metrics.callbacks_missing.labels(provider_of(task.provider)).inc()
 
 
 def _plain_code(code: str | None) -> str:

@@ -17,7 +17,7 @@ from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
 from broker.tasks import retention
 from broker.tasks.retention import ClockGuard, Retention
-from broker.tasks.running import LeaseKeeper, RunningStep, RunningSteps
+from broker.tasks.running import SHARED_SLOTS, LeaseKeeper, RunningStep, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue
 from broker.tasks.steps.table import StepTable
 from broker.tasks.submissions import SubmissionQueue
@@ -95,6 +95,7 @@ class Worker:
         """Start the steps that are due; return the seconds until the next poll."""
         try:
             self.last_heartbeat = self.clock.now()
+            self.submissions.lanes.take_turn()
             due_work = await self.read_due_work()
             if due_work.has_callbacks:
                 await self.callbacks.start_due()
@@ -113,7 +114,11 @@ class Worker:
     async def read_due_work(self) -> DueWork:
         """Return what is due, and when."""
         begun = self.clock.monotonic()
-        due_work = await self.tasks.get_due_work(self._due_states(), list(self.submissions.pools), self.clock.now())
+        house = list(self.submissions.accounts.house)
+        due_work = await self.tasks.get_due_work(self._due_states(), house, self.clock.now())
+        if due_work.has_own_lanes:
+            own = await self.submissions.lanes.read_due()
+            due_work = replace(due_work, queued={**due_work.queued, **own})
         took = self.clock.monotonic() - begun
         self.running.metrics.database_seconds.labels("poll").observe(took)
         if took < SLOW_QUERY_SECONDS:
@@ -137,6 +142,8 @@ class Worker:
                 moments.append(await self.submissions.next_at(provider, at))
         if self.running.free_slots(TaskState.QUEUED):
             moments.append(due_work.queue_deadline_at)
+        if due_work.has_own_lanes and self.submissions.lanes.has_more:
+            moments.append(now + LOCKED_PAUSE_SECONDS)
         if self.deliverer.free_slots:
             moments.append(max(due_work.delivery_at, now + self.deliverer.pause_seconds))
         return min(max(0.0, min(moments, default=math.inf) - now), MAX_SLEEP_SECONDS)
@@ -169,7 +176,7 @@ class Worker:
         return bool(due or queued or has_webhooks or due_work.queue_deadline_at <= now)
 
     def _free_submissions(self, provider: str) -> int:
-        return self.running.free_slots(TaskState.QUEUED, self.submissions.holder(provider))
+        return self.running.free_slots(TaskState.QUEUED, self.submissions.slots_of(provider))
 
     async def _claim(self, state: TaskState, limit: int) -> list[Task]:
         return await self.tasks.claim(state, now=self.clock.now(), lease=self.leases.create_lease(), limit=limit)
@@ -180,8 +187,8 @@ class Worker:
             if self.running.has_step_of(task):
                 await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + MAX_SLEEP_SECONDS)
             else:
-                held_by = self.submissions.holder(task.provider) if task.state == TaskState.QUEUED else ""
-                step = RunningStep(task_ids=(task.id,), state=task.state, held_by=held_by, lease_holder=task.leased_by)
+                slots = self.submissions.slots_of(task.provider) if task.state == TaskState.QUEUED else SHARED_SLOTS
+                step = RunningStep(task_ids=(task.id,), state=task.state, slots=slots, lease_holder=task.leased_by)
                 self.running.start(self._run_step(task), task.state.value, step)
 
     async def _run_step(self, task: Task) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.attempts import Attempt
+from storage.ids import is_own_account, provider_of
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as
 
@@ -106,6 +107,7 @@ _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a
     ON a.provider = l.provider AND a.key_id = l.key_id
     WHERE l.provider = :provider AND l.key_id = :key_id AND l.errors > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
+_ACTIVE = "EXISTS (SELECT 1 FROM provider_keys WHERE id = :key_id AND retired_at IS NULL)"
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,10 @@ class ProviderLimits:
         """Write the attempt if its key has capacity and its provider is not paused; otherwise `Stale`.
 
         1. Lock the key's row, so that transactions count one after the other. 2. Count, and write. It follows the
-        statement that makes the task `submitting`, so the task itself counts as one running job.
+        statement that makes the task `submitting`, so the task itself counts as one running job. The key of a user must
+        be active; see `ProviderKeys.retire_key`.
         """
+        active = f"AND {_ACTIVE}" if is_own_account(attempt.provider) else ""
         account = {"provider": attempt.provider, "key_id": attempt.key_id}
         lock = Statement(
             sql="""INSERT INTO provider_limits (provider, key_id, paused_until, errors, reason)
@@ -161,8 +165,9 @@ class ProviderLimits:
                     (task_id, number, provider, key_id, sent_at, outcome, billed, price, usd_per_unit)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
                 WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0
-                AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :provider)""",
+                AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :paused) {active}""",
             params={
+                "paused": provider_of(attempt.provider),
                 **vars(attempt),
                 **vars(limits),
                 **_count_params(attempt.provider, attempt.key_id, limits, attempt.sent_at),

@@ -115,13 +115,30 @@ async def test_since_leaves_earlier_days_out(broker: ApiBroker) -> None:
 
 
 async def test_csv_has_a_line_for_each_row(broker: ApiBroker) -> None:
+    await add_attempt(broker, 6, provider="kie@0123456789abcdef", cost=4.0)
     answer = await broker.client.get("/api/costs", params={"format": "csv", "by": "provider"})
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     assert answer.text.splitlines() == [
-        "provider,attempts,billed_yes,billed_no,billed_unknown,duplicates,cost,unit,usd_estimated,usd,usd_unknown,unpriced",
-        "kie,3,2,0,1,1,12.0,credits,0.060000,0.060000,0.020000,0",
-        "legacy,1,0,1,0,0,,,0.000000,0.000000,0.000000,0",
+        "provider,attempts,billed_yes,billed_no,billed_unknown,duplicates,cost,unit,usd_estimated,usd,usd_unknown,unpriced"
+        ",keys_of",
+        "kie,3,2,0,1,1,12.0,credits,0.060000,0.060000,0.020000,0,operator",
+        "legacy,1,0,1,0,0,,,0.000000,0.000000,0.000000,0,operator",
+        "kie,1,1,0,0,0,4.0,credits,0.020000,0.020000,0.000000,0,users",
     ]
+
+
+async def test_costs_of_keys_of_users_are_apart(broker: ApiBroker) -> None:
+    before = await get_costs(broker, by="provider")
+    assert (before["ownRows"], before["ownTotal"]["attempts"]) == ([], 0)
+    for number, provider in enumerate(("kie@0123456789abcdef", "kie@123456789abcdef0", "legacy@23456789abcdef01"), 6):
+        await add_attempt(broker, number, provider=provider, cost=4.0)
+    for by in ("day", "model", "provider", "user"):
+        data = await get_costs(broker, by=by)
+        assert (data["total"], data["budget"]) == (before["total"], before["budget"])
+        assert data["ownTotal"]["attempts"] == sum(row["attempts"] for row in data["ownRows"]) == 3
+        assert "@" not in str(data)
+    rows = (await get_costs(broker, by="provider"))["ownRows"]
+    assert [(row["name"], row["attempts"], row["usd"]) for row in rows] == [("kie", 2, 0.04), ("legacy", 1, 0.02)]
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,13 @@ async def test_routes_of_an_order_are_stored_with_its_task(tmp_path: Path) -> No
         created = await broker.client.post("/api/generate/image", json={"prompt": "a fox"})
         data = (await broker.client.get(f"/api/task/{created.json()['taskId']}/attempts")).json()["data"]
         (route,) = data["routes"]
-        assert route == {"provider": "kie", "candidate": True, "reason": "paused by the operator", "movedAt": None}
+        assert route == {
+            "provider": "kie",
+            "ownKey": False,
+            "candidate": True,
+            "reason": "paused by the operator",
+            "movedAt": None,
+        }
         assert data["attempts"] == []
         name = "broker_order_routes_total"
         sample = broker.services.metrics.registry.get_sample_value

@@ -63,7 +63,7 @@ async def test_batch_of_different_orders_fits_as_a_whole_or_not_at_all(brokers: 
 
     async def order_batch(images: int) -> int:
         requests = [replace(FOX, params=ImageParams(prompt=f"fox {number}")) for number in range(images)]
-        orders = [PlannedOrder(request=one, plan=await services.orders.plan(one)) for one in requests]
+        orders = [PlannedOrder(request=one, plan=await services.orders.plan("house:local", one)) for one in requests]
         return len((await services.orders.create_together("house:local", orders, details)).tasks)
 
     with pytest.raises(ApiError) as raised:

@@ -54,7 +54,7 @@ async def brokers(
 async def create(services: Services, prompt: str = "a fox", *, caller: str = "me", **fields: Any) -> CreatedTasks:
     orders: OrderService = services.orders
     request = OrderRequest(params=ImageParams(prompt=prompt), **fields)
-    return await orders.create(caller, request, await orders.plan(request))
+    return await orders.create(caller, request, await orders.plan("house:local", request))
 
 
 async def end_answer(services: Services, created: CreatedTasks) -> None:

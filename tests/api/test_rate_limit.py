@@ -79,7 +79,7 @@ async def test_order_succeeds_after_the_wait_and_not_before(
 async def test_limit_is_per_caller(brokers: tuple[Services, Services]) -> None:
     await create_tasks(brokers[0], OrderRequest(params=ImageParams(prompt="five foxes"), count=LIMIT))
     orders = brokers[1].orders
-    await orders.create("another caller", FOX, await orders.plan(FOX))
+    await orders.create("another caller", FOX, await orders.plan("house:local", FOX))
 
 
 async def test_repeated_request_is_not_counted(brokers: tuple[Services, Services]) -> None:

@@ -229,7 +229,7 @@ async def live(side: Side, url: str, upstream: Upstream, arrivals: Sequence[floa
                 await asyncio.sleep(begun + at - time.monotonic())
                 async with places:
                     request = OrderRequest(params=ImageParams(prompt=f"picture {number}"))
-                    await orders.create("house:local", request, await orders.plan(request))
+                    await orders.create("house:local", request, await orders.plan("house:local", request))
 
             await asyncio.gather(*(order(number, at) for number, at in enumerate(arrivals)))
             await _all_ended(services.database)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
+from broker.tasks.accounts.pools import ProviderAccounts
 from storage.sql.database import Database
 from storage.tasks import Task
 from tests.support.planted_secrets import EVERYWHERE, assert_no_secrets
@@ -158,10 +159,12 @@ async def still(
         assert_no_secrets(folder)
 
 
-def one_account(name: str, provider: Any) -> dict[str, ProviderPool]:
-    """Return the pools of one provider with one account."""
-    return {name: ProviderPool(name=name, accounts={provider.key_id: provider})}
+def one_account(accounts: ProviderAccounts, name: str, provider: Any) -> ProviderAccounts:
+    """Return the accounts with one key at one provider as the operator's only ones."""
+    return replace(accounts, house={name: ProviderPool(name=name, accounts={provider.key_id: provider})})
 
 
 async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
-    return (await services.orders.create("house:local", request, await services.orders.plan(request))).tasks
+    return (
+        await services.orders.create("house:local", request, await services.orders.plan("house:local", request))
+    ).tasks

@@ -17,6 +17,7 @@ from broker.orders import USD_DIGITS
 from broker.presenter import TASK_ID, CostData, Moment, OneOf, ResponseModel, TaskId, TaskStatus
 from broker.tasks.queries import TaskQueries
 from storage.attempts import Attempt, Attempts
+from storage.ids import is_own_account, provider_of, shown_account
 
 _TASK: Final = Parameter("id", "path", "the task's id", {"type": "string", "pattern": TASK_ID})
 _OUTCOMES: Final = ("sent", "accepted", "refused", "failed", "succeeded", "unknown")
@@ -24,6 +25,7 @@ _OUTCOMES: Final = ("sent", "accepted", "refused", "failed", "succeeded", "unkno
 
 class TaskRoute(ResponseModel):
     provider: str
+    own_key: Annotated[bool, Field(description="with the key of its owner")]
     candidate: bool
     reason: Annotated[str | None, Field(description="why it is none, or is tried later, or why the order moved here")]
     moved_at: Annotated[Moment | None, Field(description="when the order moved here; null: the routes of the order")]
@@ -32,6 +34,7 @@ class TaskRoute(ResponseModel):
 class AttemptData(ResponseModel):
     number: int
     provider: str
+    own_key: Annotated[bool, Field(description="with the key of its owner, who pays it")]
     key_id: Annotated[str, Field(description="of the key that it used; checks and cancels use the same")]
     job_id: str | None
     outcome: Annotated[str, OneOf(_OUTCOMES), Field(description="sent: its response is awaited")]
@@ -89,8 +92,9 @@ class AttemptRoutes:
         return data_response(
             TaskAttempts.from_object(
                 task,
+                provider=provider_of(task.provider),
                 key_id=task.key_id or None,
-                candidates=list(task.candidates),
+                candidates=[shown_account(name) for name in task.candidates],
                 routes=[_task_route(entry) for entry in task.routes],
                 attempts=[self._attempt(attempt) for attempt in attempts],
             )
@@ -99,6 +103,8 @@ class AttemptRoutes:
     def _attempt(self, attempt: Attempt) -> AttemptData:
         return AttemptData.from_object(
             attempt,
+            provider=provider_of(attempt.provider),
+            own_key=is_own_account(attempt.provider),
             cost=self._cost(attempt, attempt.cost),
             duplicate=attempt.duplicate_result is not None,
             duplicate_cost=self._cost(attempt, attempt.duplicate_cost),
@@ -113,6 +119,11 @@ class AttemptRoutes:
 
 
 def _task_route(entry: Mapping[str, Any]) -> TaskRoute:
+    account = entry["provider"]
     return TaskRoute(
-        provider=entry["provider"], candidate=entry["candidate"], reason=entry["reason"], moved_at=entry.get("at")
+        provider=provider_of(account),
+        own_key=is_own_account(account),
+        candidate=entry["candidate"],
+        reason=entry["reason"],
+        moved_at=entry.get("at"),
     )

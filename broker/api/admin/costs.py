@@ -90,8 +90,10 @@ class BudgetStatus(ResponseModel):
 class CostsData(ResponseModel):
     by: Annotated[str, OneOf(GROUPS)]
     since: Annotated[str, Field(json_schema_extra={"format": "date"})]
-    rows: list[CostRow]
+    rows: Annotated[list[CostRow], Field(description="with the operator's keys")]
     total: CostRow
+    own_rows: Annotated[list[CostRow], Field(description="with keys of users, who pay them: in no budget")]
+    own_total: CostRow
     budget: Annotated[BudgetStatus | None, Field(description="null without BROKER_DAILY_BUDGET")]
 
 
@@ -131,18 +133,26 @@ class CostRoutes:
         query = CostQuery.read(request)
         since = query.since or day(self.clock.now()) - timedelta(days=DEFAULT_DAYS)
         sums = await self.ledger.sum_costs(query.by, since_day=(since - EPOCH).days)
-        rows = [self._make_row(_name(name, query.by), group) for name, group in groupby(sums, key=lambda one: one.name)]
+        house, own = ([one for one in sums if one.is_own == is_own] for is_own in (False, True))
+        rows, own_rows = self._make_rows(house, query.by), self._make_rows(own, query.by)
         if query.format == "csv":
-            return Response(write_csv(query.by, rows), media_type=CSV_TYPE, headers={"cache-control": "no-store"})
+            text = write_csv(query.by, rows, own_rows)
+            return Response(text, media_type=CSV_TYPE, headers={"cache-control": "no-store"})
         return data_response(
             CostsData(
                 by=query.by,
                 since=since.isoformat(),
                 rows=rows,
-                total=self._make_row("total", sums),
+                total=self._make_row("total", house),
+                own_rows=own_rows,
+                own_total=self._make_row("total", own),
                 budget=_budget_status(await self.budget.read_state()),
             )
         )
+
+    def _make_rows(self, sums: Sequence[CostSum], by: Group) -> list[CostRow]:
+        ordered = sorted(sums, key=lambda one: one.name)
+        return [self._make_row(_name(name, by), group) for name, group in groupby(ordered, key=lambda one: one.name)]
 
     def _make_row(self, name: str, sums: Iterable[CostSum]) -> CostRow:
         group = list(sums)
@@ -165,18 +175,19 @@ class CostRoutes:
         )
 
 
-def write_csv(by: str, rows: Sequence[CostRow]) -> str:
-    """Return rows as CSV with a header, one line each."""
+def write_csv(by: str, rows: Sequence[CostRow], own_rows: Sequence[CostRow]) -> str:
+    """Return rows as CSV with a header, one line each; those with keys of users are last."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     amounts = ("usd_estimated", "usd", "usd_unknown")
     counts = tuple(BilledCounts.model_fields)
     titles = [by, "attempts", *(f"billed_{name}" for name in counts), "duplicates", "cost", "unit"]
-    writer.writerow([*titles, *amounts, "unpriced"])
-    for row in rows:
+    writer.writerow([*titles, *amounts, "unpriced", "keys_of"])
+    for keys_of, row in (*(("operator", row) for row in rows), *(("users", row) for row in own_rows)):
         billed = [getattr(row.billed, name) for name in counts]
         usd = [f"{getattr(row, name):.{USD_DIGITS}f}" for name in amounts]
-        writer.writerow([row.name, row.attempts, *billed, row.duplicates, row.cost, row.unit, *usd, row.unpriced])
+        cost = [row.cost, row.unit, *usd, row.unpriced]
+        writer.writerow([row.name, row.attempts, *billed, row.duplicates, *cost, keys_of])
     return text.getvalue()
 
 

@@ -43,7 +43,6 @@ class PollQuery(QueryModel):
 
 class DeletionQuery(QueryModel):
     cancel_only: Annotated[bool, FLAG_TEXT, Field(description="cancel, but delete nothing")] = False
-    delete_only: Annotated[bool, FLAG_TEXT, Field(description="delete, but cancel nothing")] = False
 
 
 MAX_SEARCH_CHARS: Final = 200
@@ -109,6 +108,7 @@ class OrderAccepted(ResponseModel):
 
 class RouteData(ResponseModel):
     provider: str
+    own_key: Annotated[bool, Field(description="with your own key there")]
     candidate: bool
     reason: Annotated[str | None, Field(description="why it is none, or is only tried after the others")]
 

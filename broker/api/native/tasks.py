@@ -100,7 +100,7 @@ class TaskRoutes:
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
         caller = principal_of(request).owner
         order = replace(params.to_request(key, retry_count(request)), host=reached_host(request))
-        plan = await self.orders.plan(order)
+        plan = await self.orders.plan(caller, order)
         if params.dry_run:
             preview = await self.orders.dry_run(caller, order, plan)
             preview["ignored"] = params.ignored_fields(preview["ignored"])
@@ -136,7 +136,7 @@ class TaskRoutes:
         fail, one whose retry did not, and one whose paid image is still being downloaded.
         """
         caller, order = await self.orders.failed_request(request.path_params["id"], principal_of(request).oversight)
-        plan = await self.orders.plan(order)
+        plan = await self.orders.plan(caller, order)
         created = await self.orders.create(caller, order, plan)
         return self._accepted(created, plan, list(plan.ignored), requested_language(request))
 
@@ -198,17 +198,11 @@ class TaskRoutes:
     async def cancel_or_delete_task(self, request: Request) -> Response:
         """Cancel a task, or delete one that has ended, with its images.
 
-        With `cancelOnly` nothing is deleted, and with `deleteOnly` nothing is canceled: 409 for a task that has ended,
-        or has not.
+        With `cancelOnly` nothing is deleted: 409 for a task that has ended.
         """
         task_id, scope = request.path_params["id"], principal_of(request).oversight
-        query = DeletionQuery.read(request)
-        if query.cancel_only and query.delete_only:
-            raise ApiError("invalid_request", "deleteOnly excludes cancelOnly.", field="deleteOnly")
-        deletes = query.delete_only
-        if not query.cancel_only and not query.delete_only:
-            deletes = (await self.queries.get(task_id, scope)).has_ended
-        if deletes:
+        is_cancel = DeletionQuery.read(request).cancel_only or not (await self.queries.get(task_id, scope)).has_ended
+        if not is_cancel:
             await self.deleter.delete_task(task_id, scope)
             return Response(status_code=204)
         task = await self.canceler.cancel_task(task_id, scope)

@@ -142,7 +142,7 @@ class HeldAnswers:
             retry_count=retry_count(request),
             retry_seconds=retry_seconds,
         )
-        return PlannedOrder(request=order, plan=await self.orders.plan(order))
+        return PlannedOrder(request=order, plan=await self.orders.plan(principal_of(request).owner, order))
 
     def _track(
         self, request: Request, created: CreatedTasks, unused: tuple[str, ...], warnings: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from broker.api.admin.costs import CostRow, CostsData, write_csv
 from broker.cli.connection import Document, show_document
@@ -19,7 +19,7 @@ async def show_costs(*, by: str, since: str | None, as_csv: bool, as_json: bool)
 
 def _print_csv(document: Document) -> None:
     costs = CostsData.model_validate(document["data"])
-    print(write_csv(costs.by, costs.rows), end="", flush=True)
+    print(write_csv(costs.by, costs.rows, costs.own_rows), end="", flush=True)
 
 
 def _print_costs(document: Document) -> None:
@@ -40,15 +40,18 @@ def _print_costs(document: Document) -> None:
     if not costs.rows:
         print_note(f"No order was submitted since {costs.since}.")
     else:
-        lines = [[title for title, _ in columns]]
-        lines += [[text(row) for _, text in columns] for row in (*costs.rows, costs.total)]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        for first, *others in lines:
-            cells = [
-                first.ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)),
-            ]
-            print_line("  ".join(cells))
+        _print_table(columns, [*costs.rows, costs.total])
+    if costs.own_rows:
+        print_line("With keys of users, who pay them:")
+        _print_table(columns, [*costs.own_rows, costs.own_total])
     if costs.budget is not None:
         budget = costs.budget
         print_line(f"Budget: {budget.used_usd:g} of {budget.limit_usd:g} USD used, until {budget.resets_at}")
+
+
+def _print_table(columns: Sequence[Column], rows: Sequence[CostRow]) -> None:
+    lines = [[title for title, _ in columns], *([text(row) for _, text in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print_line("  ".join([first.ljust(widths[0]), *cells]))

@@ -18,5 +18,6 @@ FAL: Final = ProviderPackage(
     signature=configure_signature,
     signature_advice="do FAL_REST_BASE_URL and FAL_BASE_URL belong together? Callbacks are verified by the keys there",
     checks=CHECKS,
+    key_check="fal key",
     catalog=resources.files(__package__).joinpath("catalog.toml"),
 )

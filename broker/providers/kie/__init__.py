@@ -15,6 +15,7 @@ KIE: Final = ProviderPackage(
     name="kie",
     settings=KieSettings,
     is_configured=lambda settings: settings.is_configured and not settings.is_older_dialect,
+    takes_own_keys=lambda settings: not settings.is_older_dialect,
     factory=Kie,
     signature=configure_signature,
     signature_advice="does NANO_BANANA_WEBHOOK_KEY equal the webhookHmacKey at kie.ai?",

@@ -23,6 +23,7 @@ def legacy_package(owner: ProviderPackage) -> ProviderPackage:
         owner,
         name="legacy",
         is_configured=lambda settings: settings.is_configured and settings.is_older_dialect,
+        takes_own_keys=lambda settings: settings.is_older_dialect,
         factory=Legacy,
         checks=tuple(checks.values()),
         catalog=resources.files(__package__).joinpath("catalog.toml"),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 from broker.errors import ProviderError, SinkError
 from broker.logs import log
-from broker.providers.pool import ProviderPool
 from broker.reports import Pending, Report
 from broker.tasks import lifecycle
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.transitions import Transitions
 from storage.callbacks import Callbacks
@@ -26,17 +25,17 @@ class CheckStep:
     """Checks jobs at their provider."""
 
     callbacks: Callbacks
-    pools: Mapping[str, ProviderPool]
+    accounts: ProviderAccounts
     sinks: SinkFactory
     transitions: Transitions
 
     async def run(self, task: Task) -> None:
-        pool = self.pools.get(task.provider)
-        if pool is None or task.job_id is None:
+        provider, metrics = await self.accounts.find_bound(task), self.transitions.metrics
+        if provider is None or task.job_id is None:
             await self.transitions.apply_own(task, lifecycle.check_failed)
             return
         try:
-            report: Report = await pool.bound_to(task.key_id).check(task.job_id, self.sinks.for_task(task.id))
+            report: Report = await provider.check(task.job_id, self.sinks.for_task(task.id))
         except SinkError as error:
             log.warning("a result could not be stored", action="result_not_stored", task=task.id, code=error.code)
             if error.code == "storage_full":  # the provider keeps it, and a disk recovers
@@ -44,11 +43,11 @@ class CheckStep:
                 return
             report = sink_failure(error)
         except ProviderError as error:
-            self.transitions.metrics.checks.labels(task.provider, "error").inc()
+            metrics.checks.labels(provider.name, "error").inc()
             log.info("check failed", action="check_failed", task=task.id, why=error.summary)
             await self.transitions.apply_own(task, partial(lifecycle.check_failed, retry_in=error.retry_in))
             return
-        self.transitions.metrics.checks.labels(task.provider, type(report).__name__.lower()).inc()
+        metrics.checks.labels(provider.name, type(report).__name__.lower()).inc()
         ended = not isinstance(report, Pending)
         await self.transitions.apply_report(
             task,

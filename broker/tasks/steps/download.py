@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,9 +14,9 @@ from broker.errors import DownloadError, EgressBlocked, ProviderError, SinkError
 from broker.logs import log
 from broker.net.fetcher import Fetcher
 from broker.providers.base import Provider
-from broker.providers.pool import ProviderPool
 from broker.reports import STORED_PREFIX, Finished
 from broker.tasks import lifecycle
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.transitions import Transitions
@@ -40,7 +40,7 @@ class DownloadStep:
     intake: Intake
     fetcher: Fetcher
     blobs: BlobStore
-    pools: Mapping[str, ProviderPool]
+    accounts: ProviderAccounts
     sinks: SinkFactory
     transitions: Transitions
     max_download_bytes: int
@@ -117,10 +117,10 @@ class DownloadStep:
     async def _refresh_links(self, task: Task) -> Task | None:
         """Replace the links by fresh ones of the provider, and return the row then; None if it did not answer."""
         row = await self.transitions.tasks.get(task.id)
-        if row is None or row.provider not in self.pools or row.state != TaskState.FETCHING:
+        provider = None if row is None else await self.accounts.find_bound(row)
+        if row is None or provider is None or row.state != TaskState.FETCHING:
             return task
         try:
-            provider = self.pools[row.provider].bound_to(row.key_id)
             report = Finished(outputs=await self._fresh_links(row, provider), job_id=row.job_id)
         except (ProviderError, SinkError):
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
@@ -13,15 +13,16 @@ from broker.errors import ProviderError, SinkError
 from broker.logs import log
 from broker.orders import Order
 from broker.providers.base import Provider
-from broker.providers.pool import ProviderPool
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
+from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.submissions import SubmissionQueue, account_limits, decide_cooldown
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
 from storage.errors import StorageError
+from storage.ids import is_own_account, provider_of
 from storage.limits.provider_limits import SET_ASIDE_REASONS, ProviderLimits
 from storage.sql.database import Stale
 from storage.states import TaskState
@@ -39,7 +40,7 @@ class SubmitStep:
     """Submits orders to providers."""
 
     limits: ProviderLimits
-    pools: Mapping[str, ProviderPool]
+    accounts: ProviderAccounts
     queue: SubmissionQueue
     orders: OrderBuilder
     sinks: SinkFactory
@@ -53,16 +54,21 @@ class SubmitStep:
     async def run(self, task: Task) -> None:
         """Submit the order of a task.
 
-        1. Fail if it waited too long. 2. Move on if its provider takes no orders now and another one does. 3. Choose
-        the key. 4. Upload references, which is free, before the intent. 5. Write the intent, if the key has capacity.
-        6. Send the one request that may cost money. 7. Store the response.
+        1. Fail if it waited too long. 2. Move on if its provider takes no orders now and another one does; fail if its
+        account was removed and there is no other. 3. Choose the key. 4. Upload references, which is free, before the
+        intent. 5. Write the intent, if the key has capacity. 6. Send the one request that may cost money. 7. Store the
+        response.
         """
         if self.transitions.clock.now() >= task.deadline_at:
             await self.transitions.apply_own(task, lifecycle.queue_timeout)
             return
         if onward := await self.transitions.router.find_available(task):
-            log.info("order moved", action="order_moved", task=task.id, provider=task.provider, to=onward[0])
+            names = {"provider": provider_of(task.provider), "to": provider_of(onward[0])}
+            log.info("order moved", action="order_moved", task=task.id, **names)
             await self.transitions.apply_own(task, partial(lifecycle.move_to, onward=onward))
+            return
+        if is_own_account(task.provider) and await self._is_removed(task.provider):
+            await self.transitions.apply_own(task, lifecycle.account_removed)
             return
         provider = await self.queue.choose_account(task.provider)
         order = None if provider is None else await self._prepare_order(task, provider)
@@ -70,6 +76,10 @@ class SubmitStep:
             await self.transitions.release(task)
         elif order is not None and (row := await self._begin_submission(task, order, provider)) is not None:
             await self._submit_order(row, order, provider)
+
+    async def _is_removed(self, account: str) -> bool:
+        pool = await self.accounts.find_pool(account)
+        return pool is None or pool.is_removed
 
     async def _prepare_order(self, task: Task, provider: Provider) -> Order | None:
         """Return the order with references that the provider can read; None if that failed, which is recorded."""
@@ -100,7 +110,7 @@ class SubmitStep:
         attempt = Attempt(
             task_id=task.id,
             number=number,
-            provider=provider.name,
+            provider=task.provider,
             key_id=provider.key_id,
             sent_at=now,
             price=provider.build_request(order, None).get("price"),
@@ -124,6 +134,7 @@ class SubmitStep:
         current = row if row and (row.state, row.attempt) == (TaskState.SUBMITTING, number) else None
         # under another lease it is the intent of another worker
         if not is_written and (current is None or current.leased_by != task.leased_by):
+            self.accounts.forget(task.provider)  # its key may have been removed
             await self.transitions.release(task)
             return None
         self.transitions.record_change(task, intent)
@@ -140,25 +151,25 @@ class SubmitStep:
         except ProviderError as error:
             self._record_request(provider, "unknown", begun)
             log.warning("submission with unknown outcome", action="submit_unknown", task=task.id, why=error.summary)
-            await self._update_cooldown(provider, None)
+            await self._update_cooldown(task, provider, None)
             await self.transitions.record_unknown(task)
             return
         self._record_request(provider, _outcome_label(report), begun)
         if isinstance(report, Failed):  # before the order is queued again, which may choose the same key
-            await _retry_storage(lambda: self._update_cooldown(provider, report), task)
+            await _retry_storage(lambda: self._update_cooldown(task, provider, report), task)
         storing = partial(self.transitions.apply_report, task, report, task.attempt, is_paid=True)
         await _retry_storage(storing, task, job=report.job_id)
         if not isinstance(report, Failed):
-            await self._update_cooldown(provider, report)
+            await self._update_cooldown(task, provider, report)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
         clock, metrics = self.transitions.clock, self.transitions.metrics
         metrics.submissions.labels(provider.name, outcome).inc()
         metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
-    async def _update_cooldown(self, provider: Provider, report: Report | None) -> None:
-        clock, policy, name, key_id = self.transitions.clock, self.transitions.policy, provider.name, provider.key_id
-        database = self.transitions.tasks.database
+    async def _update_cooldown(self, task: Task, provider: Provider, report: Report | None) -> None:
+        clock, policy = self.transitions.clock, self.transitions.policy
+        database, name, key_id = self.transitions.tasks.database, task.provider, provider.key_id
         failures = (await self.limits.get_load(name, key_id, clock.now())).errors
         decision = decide_cooldown(report, failures, clock.now(), policy)
         if decision is not None:
@@ -167,10 +178,11 @@ class SubmitStep:
             await database.transact(replace(starting, may_use_reserve=True))
             self.transitions.router.expire_statuses()
             if decision.reason in SET_ASIDE_REASONS:
-                log.error(
+                record = log.info if is_own_account(name) else log.error  # only its user can repair a key of a user
+                record(
                     "a key was set aside: the provider refuses it, or its account is empty",
                     action="key_set_aside",
-                    provider=name,
+                    provider=provider.name,
                     key_id=key_id,
                     code=decision.reason,
                 )

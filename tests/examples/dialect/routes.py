@@ -67,8 +67,8 @@ class ImageRoutes:
         except ValidationError as error:
             field = str(error.errors()[0]["loc"][0])
             raise ApiError("invalid_request", f"{field} is missing or has a wrong type.", field=field) from error
-        order = OrderRequest(params=parsed.to_params())
-        created = await self.orders.create(principal_of(request).owner, order, await self.orders.plan(order))
+        owner, order = principal_of(request).owner, OrderRequest(params=parsed.to_params())
+        created = await self.orders.create(owner, order, await self.orders.plan(owner, order))
         return json_response((await self._job(created.tasks[0])).to_document(), 202)
 
     async def get_image(self, request: Request) -> Response:

@@ -91,7 +91,7 @@ class Day:
         used = await self.used()
         request = OrderRequest(params=ImageParams(prompt=f"order {next(self.world.numbers)}"))
         try:
-            plan = await self.services.orders.plan(request)
+            plan = await self.services.orders.plan("house:local", request)
             (task,) = (await self.services.orders.create("house:local", request, plan)).tasks
         except ApiError as error:
             assert (error.code, used + self.share > self.limit) == ("quota_exceeded", True)
@@ -241,7 +241,7 @@ async def test_task_that_was_never_submitted_releases_its_reservation(stage: Sta
 async def test_provider_whose_price_does_not_fit_in_the_budget_is_no_candidate(stage: Stage) -> None:
     stage.world.prices = {"amber": 8.0, "birch": None}
     request = OrderRequest(params=ImageParams(prompt="a red bicycle"), count=2)
-    plan = await stage.services.orders.plan(request)
+    plan = await stage.services.orders.plan("house:local", request)
     assert plan.candidates == ("cedar",)
     assert {route.provider: route.reason for route in plan.routes if not route.is_candidate} == {
         "amber": "its price does not fit in what is left of the daily budget",

@@ -627,7 +627,7 @@ UNFIT = ["https://example.com/\udc80", "https://example.com/\x00", "https://exam
 async def test_blocked_callback_url_is_refused_in_the_request(scene: Scene, url: str) -> None:
     orders = calling_with(scene, Fetcher(resolve=Names())).services.orders
     request = OrderRequest(params=ImageParams(prompt="a red bicycle"), callback_url=url)
-    plan = await orders.plan(request)
+    plan = await orders.plan("house:local", request)
     for attempt in (orders.create("house:local", request, plan), orders.dry_run("house:local", request, plan)):
         with pytest.raises(ApiError) as refused:
             await attempt

@@ -265,7 +265,9 @@ class History:
         await self._reset()
         request = OrderRequest(params=ImageParams(prompt=f"history {next(self.world.numbers)}"))
         (task,) = (
-            await self.services.orders.create("house:local", request, await self.services.orders.plan(request))
+            await self.services.orders.create(
+                "house:local", request, await self.services.orders.plan("house:local", request)
+            )
         ).tasks
         self.task_id = task.id
         for _ in range(len(self.world.script.choices)):
@@ -407,7 +409,9 @@ class Stage:
     async def create(self, provider: str | None = None) -> Task:
         request = OrderRequest(params=ImageParams(prompt="a red bicycle"), provider=provider)
         (task,) = (
-            await self.services.orders.create("house:local", request, await self.services.orders.plan(request))
+            await self.services.orders.create(
+                "house:local", request, await self.services.orders.plan("house:local", request)
+            )
         ).tasks
         return task
 
@@ -494,7 +498,7 @@ async def test_pinned_order_waits_for_its_provider(stage: Stage) -> None:
 async def test_paused_provider_is_the_last_candidate_of_a_new_order(stage: Stage) -> None:
     limits = stage.services.tables.provider_limits
     await stage.services.database.transact(limits.pause_provider("amber", stage.clock.now()))
-    plan = await stage.services.orders.plan(OrderRequest(params=ImageParams(prompt="a red bicycle")))
+    plan = await stage.services.orders.plan("house:local", OrderRequest(params=ImageParams(prompt="a red bicycle")))
     assert plan.candidates == ("birch", "cedar", "amber")
     assert [route.reason for route in plan.routes] == [None, None, "paused by the operator"]
 

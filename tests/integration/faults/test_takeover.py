@@ -77,8 +77,8 @@ async def test_late_pending_report_does_not_change_a_task_leased_by_another(tmp_
         clock.advance(60)
         await leased(services, TaskState.WAITING, "other", clock.now())
         before = await tasks.get(task.id)
-        provider = _Saying(steps.check.pools["kie"].preferred, Pending(job_id="job"))
-        check = replace(steps.check, pools=one_account("kie", provider))
+        provider = _Saying(steps.check.accounts.house["kie"].preferred, Pending(job_id="job"))
+        check = replace(steps.check, accounts=one_account(steps.check.accounts, "kie", provider))
         await check.run(sleeper)
         assert await tasks.get(task.id) == before
         provider.report = Finished(outputs=("https://example.com/a.png",), job_id="job")
@@ -98,7 +98,7 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
         (mine,) = await services.tables.task_queue.claim(
             now=clock.now(), lease=Lease(holder="sleeper", until=clock.now() + 30), provider="kie", limit=1
         )
-        provider = _Saying(submit.pools["kie"].preferred, Pending(job_id="job"))
+        provider = _Saying(submit.accounts.house["kie"].preferred, Pending(job_id="job"))
 
         async def take_over() -> None:
             clock.advance(60)
@@ -106,9 +106,9 @@ async def test_stored_intent_is_submitted_although_another_worker_took_the_lease
 
         tasks: Any = _Overtaken(services.tables.tasks, take_over)
         transitions = replace(submit.transitions, tasks=tasks)
-        pools = one_account("kie", provider)
-        queue = replace(submit.queue, pools=pools)
-        await replace(submit, pools=pools, queue=queue, transitions=transitions).run(mine)
+        accounts = one_account(submit.accounts, "kie", provider)
+        queue = replace(submit.queue, accounts=accounts)
+        await replace(submit, accounts=accounts, queue=queue, transitions=transitions).run(mine)
         after = await services.tables.tasks.get(task.id)
         assert after is not None
         assert (after.state, after.job_id, provider.submitted) == (TaskState.WAITING, "job", 1)

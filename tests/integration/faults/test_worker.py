@@ -60,8 +60,8 @@ async def test_task_whose_step_crashes_fails_at_the_deadline(tmp_path: Path) -> 
     async with open_broker(tmp_path, with_callbacks=False, lease=0.2, task_deadline=1.0) as broker:
         worker = broker.services.worker
         check = worker.steps.check
-        broken: Any = _Crashing(check.pools["kie"].preferred)
-        worker.steps = replace(worker.steps, check=replace(check, pools=one_account("kie", broken)))
+        broken: Any = _Crashing(check.accounts.house["kie"].preferred)
+        worker.steps = replace(worker.steps, check=replace(check, accounts=one_account(check.accounts, "kie", broken)))
         data = await broker.wait_end(await broker.create_task("a red bicycle"))
     assert data["errorDetail"]["code"] == "deadline_exceeded"
 

@@ -165,7 +165,6 @@ class ConversationRoutes:
         answered = _Message(
             role="assistant",
             content=self._answer_text(tasks, status, failed, language),
-            texts=tuple(text for task in tasks for text in task.texts),
             images=view.images,
             status=status,
             error=(failed.error_code or status) if failed else None,
@@ -187,7 +186,6 @@ class _Message:
 
     role: Literal["user", "assistant"]
     content: str
-    texts: Sequence[str] = ()
     images: Sequence[StoredImage]
     status: str = "completed"
     error: str | None = None
@@ -203,9 +201,6 @@ class _Message:
             role=self.role,
             content=self.content,
             text=self.content,
-            type="edit" if view.inputs else "generate",
-            prompt=self.content if self.role == "user" else None,
-            texts=list(self.texts),
             images=[],
             image_urls=urls,
             status=self.status,

@@ -12,6 +12,7 @@ from broker.clock import iso
 from broker.i18n import Messages
 from broker.notifications.formats.fal import failure_type
 from broker.tasks.eta import EtaEstimator
+from storage.ids import provider_of
 from storage.tasks import Task
 
 IN_QUEUE: Final = "IN_QUEUE"
@@ -79,10 +80,11 @@ class FalStatuses:
         ]
 
     def _steps(self, task: Task) -> list[tuple[float, str, bool]]:
+        provider = provider_of(task.provider)
         dated = [
-            (task.created_at, f"{task.id}: in the queue of {task.provider}"),
-            (task.sent_at, f"{task.id}: sent to {task.provider}, attempt {task.attempt}"),
-            (task.finished_at, f"{task.id}: {task.provider} has finished"),
+            (task.created_at, f"{task.id}: in the queue of {provider}"),
+            (task.sent_at, f"{task.id}: sent to {provider}, attempt {task.attempt}"),
+            (task.finished_at, f"{task.id}: {provider} has finished"),
         ]
         steps = [(at, text, False) for at, text in dated if at is not None]
         if task.has_ended and task.ended_at is not None:

@@ -1,0 +1,48 @@
+"""The queues of users' accounts: any number may exist, so a poll looks at some of those that have orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.clock import Clock
+from storage.task_queue import TaskQueue
+
+MAX_LANES: Final = 64
+"""Read by one poll; the next one goes on behind them."""
+PAUSE_SECONDS: Final = 0.25
+"""An account without capacity is looked at again after it, at the latest."""
+
+
+@dataclass(kw_only=True)
+class OwnLanes:
+    """The accounts of users with queued orders, in turn; those that were found without capacity rest."""
+
+    clock: Clock
+    queue: TaskQueue
+    max_lanes: int = MAX_LANES
+    has_more: bool = False
+    """The last reading left some out."""
+    _after: str = ""
+    _last: str = ""
+    _paused_until: dict[str, float] = field(default_factory=dict)
+
+    def take_turn(self) -> None:
+        """Let `read_due` go on behind the accounts that it returned last."""
+        self._after = self._last
+
+    async def read_due(self) -> Mapping[str, float]:
+        """Return the accounts of this turn, and when the first order of each is to be submitted."""
+        now = self.clock.now()
+        # a pause that seems longer was begun before the clock was set back
+        rest = {name: until for name, until in self._paused_until.items() if now < until <= now + PAUSE_SECONDS}
+        lanes = await self.queue.list_own_lanes(after=self._after, now=now, limit=self.max_lanes)
+        is_cut_off = len(lanes) == self.max_lanes
+        self._paused_until, self._last = rest, list(lanes)[-1] if is_cut_off else ""
+        self.has_more = is_cut_off or bool(self._after)
+        return {name: max(due_at, rest.get(name, 0.0)) for name, due_at in lanes.items()}
+
+    def pause(self, account: str, *, until: float) -> None:
+        """Leave an account alone until a moment, or for a short time if that is far away."""
+        self._paused_until[account] = min(until, self.clock.now() + PAUSE_SECONDS)
