@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from broker.api.accounts.api_keys import ApiKeyRoutes
 from broker.api.accounts.logins import LoginRoutes
 from broker.api.accounts.me import MeRoutes
 from broker.api.accounts.provider_keys import ProviderKeyRoutes
@@ -187,6 +188,7 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
         *LoginRoutes(users=users, logins=logins).endpoints(),
         *MeRoutes(users=users, logins=logins, delete_user=delete_user).endpoints(),
         *UserRoutes(users=users, delete_user=delete_user).endpoints(),
+        *ApiKeyRoutes(keys=services.key_service, users=users).endpoints(),
         *ProviderKeyRoutes(service=services.provider_keys, own_keys=services.own_keys).endpoints(),
     ]
 

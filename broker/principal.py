@@ -29,11 +29,19 @@ class Principal:
         return self.owner if USER_ID.fullmatch(self.owner) else None
 
     @property
+    def is_operator(self) -> bool:
+        """Return whether it is the operator, by a configured key, a direct call, or anonymous access."""
+        return self.owner.startswith(HOUSE_PREFIX)
+
+    @property
     def scope(self) -> Scope:
         """Whose tasks, images and conversations it sees and changes."""
-        if self.sees_content:
-            return EVERYTHING
-        return HOUSE if self.owner.startswith(HOUSE_PREFIX) else Scope(owner=self.owner)
+        return EVERYTHING if self.sees_content else self.own_scope
+
+    @property
+    def own_scope(self) -> Scope:
+        """What it has made itself; of the operator, what all keys of the settings and trusted calls have made."""
+        return HOUSE if self.is_operator else Scope(owner=self.owner)
 
     @property
     def oversight(self) -> Scope:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Final
 
 from broker.accounts.secret_texts import digest_of, has_use
@@ -21,7 +22,7 @@ TOUCH_SECONDS: Final = 60.0
 """How often the time of the last use is written."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Credentials:
     """Looks secrets up."""
 
@@ -30,6 +31,8 @@ class Credentials:
     sessions: Sessions
     api_keys: ApiKeys
     admin_sees_content: bool
+    _untouched_until: float = field(init=False, default=-math.inf)
+    """After a failed write of a last use; a full disk gets one try a minute, not one per request."""
 
     async def find_by_bearer(self, secret: str) -> Principal | None:
         """Return the principal of an API key or of an access token; None for any other text.
@@ -97,8 +100,17 @@ class Credentials:
         )
 
     async def _touch(self, table: str, column: str, row_id: str, now: float) -> None:
-        """Write the time of the last use. A database that cannot be written keeps nobody out."""
+        """Write the time of the last use, unless it was just written. A failure keeps nobody out."""
+        if now < self._untouched_until:
+            return
         try:
-            await self.users.database.execute(f"UPDATE {table} SET {column} = :now WHERE id = :id", now=now, id=row_id)
+            await self.users.database.execute(
+                f"""UPDATE {table} SET {column} = :now
+                    WHERE id = :id AND ({column} IS NULL OR {column} <= :before)""",
+                now=now,
+                id=row_id,
+                before=now - TOUCH_SECONDS,
+            )
         except StorageError as error:
+            self._untouched_until = now + TOUCH_SECONDS
             log.warning("the time of the last use was not written", action="last_use_not_written", why=str(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.accounts.names import lookup_key
+from broker.accounts.names import MAX_EMAIL_CHARS, lookup_key
 from broker.accounts.passwords import PasswordHasher, check_new_password, is_too_long
 from broker.accounts.secret_texts import digest_of, has_use, new_secret
 from broker.accounts.throttle import LoginAdmission, LoginClient, LoginThrottle
@@ -81,7 +81,7 @@ class LoginService:
     # -- beginning
 
     async def log_in_with_cookie(self, name: str, password: str, client: LoginClient) -> Login:
-        """Return a new session with a cookie.
+        """Return a new session with a cookie. name: of a user, or the e-mail address.
 
         Raises `ApiError`: rate_limited before the password is looked at; unauthorized, in the same words and after the
         same work, for a wrong password and for a name that no user has.
@@ -196,9 +196,8 @@ class LoginService:
     # -- steps
 
     async def _log_in(self, kind: SessionKind, name: str, password: str, client: LoginClient) -> Login:
-        key = lookup_key(name)
-        user = await self.users.get_by_name(key)
-        admission = await self._admit(key, client, user)
+        user = await self._find_user(name)
+        admission = await self._admit(user.name_key if user else lookup_key(name), client, user)
         is_right = await self._verify(user, password)
         if user is None or not is_right:
             self.metrics.logins.labels("wrong").inc()
@@ -214,6 +213,18 @@ class LoginService:
         return await self._store_login(
             login, statements, fresh_hash, client, [*replaced, *self.throttle.end_series(admission)]
         )
+
+    async def _find_user(self, name: str) -> User | None:
+        """Return the user of a name or of an e-mail address.
+
+        Anyone may register under an address of another, as the name or the address: the oldest account counts, so that
+        none is hidden by a later one.
+        """
+        found = [await self.users.get_by_name(lookup_key(name))]
+        if "@" in name:  # also if the name is one: the time must not tell
+            found.append(await self.users.get_oldest_by_email(name.strip()[:MAX_EMAIL_CHARS]))
+        known = [user for user in found if user is not None]
+        return min(known, key=lambda user: user.created_at, default=None)
 
     async def _verify(self, user: User | None, password: str) -> bool:
         """Return whether a password is right; for an unknown user after the same work."""

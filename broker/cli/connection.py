@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 import anyio
+from pydantic import SecretStr
 from starlette.types import ASGIApp
 
 from broker import logs
 from broker.app import build_app
 from broker.bootstrap import load_settings, missing_database_file, open_services
-from broker.cli.console import CommandError, clear_screen, print_json
-from broker.client import AsyncClient
+from broker.cli.console import CommandError, clear_screen, print_json, print_note
+from broker.client import AsyncClient, BrokerApiError
 from broker.net.hosts import local_base_url
 from broker.settings import Settings
 
@@ -29,34 +32,53 @@ Document: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A client, and whether it reaches a running broker."""
+    """A client, and whether a broker is running, which executes tasks."""
 
     client: AsyncClient
     is_running: bool
-    """False: the application runs in this process, answers requests, and executes no task."""
 
 
 @asynccontextmanager
-async def connect_broker() -> AsyncIterator[Connection]:
-    """Connect to the running broker, or else open its database. Raises `CommandError` if there is none either."""
+async def connect_broker(*, makes_database: bool = False) -> AsyncIterator[Connection]:
+    """Connect to the running broker, or else open its database. Raises `CommandError` if there is none either.
+
+    makes_database: make one instead, for what an operator prepares before the first start. Once there are users or API
+    keys, a running broker serves nobody without a key. The operator, who can open the database, needs none: it is
+    opened then, too.
+    """
     settings = load_settings()
     quiet_logs(settings)
     async with find_running_broker(settings) as client:
-        if client is not None:
+        is_running = client is not None
+        if client is not None and (has_key(settings) or await _is_served(client)):
             yield Connection(client=client, is_running=True)
             return
     base = local_base_url(settings.host, settings.port)
     missing = missing_database_file(settings)
-    if missing is not None:
+    if missing is not None and makes_database:
+        print_note(f"There is no database yet: {missing.resolve()} is made.")
+    elif missing is not None:
         raise CommandError(
             f"No broker answers at {base}, and there is no database {missing.resolve()}: is this the right folder?"
         )
-    private = settings.model_copy(update={"webhook_base_url": "", "tunnel_api": ""})
+    key = secrets.token_urlsafe(32)  # known to this process alone
+    changes = {"webhook_base_url": "", "tunnel_api": "", "api_keys": (SecretStr(key),)}
     async with (
-        open_services(private, joins=False) as services,
-        make_client(base, settings, first_key(settings), app=build_app(services)) as client,
+        open_services(settings.model_copy(update=changes), joins=False) as services,
+        make_client(base, settings, key, app=build_app(services)) as client,
     ):
-        yield Connection(client=client, is_running=False)
+        yield Connection(client=client, is_running=is_running)
+
+
+async def _is_served(client: AsyncClient) -> bool:
+    """Return False if the broker refuses requests without a key."""
+    try:
+        await client.ask("GET", "/api/tasks", params={"limit": "1"})
+    except BrokerApiError as error:
+        if error.status != HTTPStatus.UNAUTHORIZED:
+            raise
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -79,6 +101,11 @@ def broker_address(settings: Settings) -> tuple[str, str | None]:
     if settings.broker_url:  # the keys of the broker configured here are not for another one
         return settings.broker_url, key
     return local_base_url(settings.host, settings.port), key or first_key(settings)
+
+
+def has_key(settings: Settings) -> bool:
+    """Return whether commands have a key to send; with a BROKER_URL they need the one for it."""
+    return bool(settings.broker_url) or broker_address(settings)[1] is not None
 
 
 def first_key(settings: Settings) -> str | None:

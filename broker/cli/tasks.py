@@ -1,15 +1,15 @@
-"""`broker task`, `broker tasks` and `broker cancel`."""
+"""`broker task`, `broker tasks`, and the commands that change a task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pydantic import TypeAdapter
 
 from broker.cli import ExitCode
 from broker.cli.connection import Document, connect_broker, record_path, show_document
-from broker.cli.console import print_error, print_facts, print_line, print_note
+from broker.cli.console import print_error, print_facts, print_json, print_line, print_note
 from broker.client import Result, Task
 from broker.client.errors import describe_failure
 
@@ -35,9 +35,8 @@ async def show_attempts(task_id: str, *, as_json: bool) -> None:
     await show_document(f"{record_path('task', task_id)}/attempts", _print_attempts, as_json=as_json)
 
 
-async def list_tasks(*, status: str | None, limit: int, as_json: bool, watch: bool) -> None:
-    """Print the newest tasks; with `watch` again after each change."""
-    filters = {"status": status, "limit": limit}
+async def list_tasks(filters: Mapping[str, str | int | None], *, as_json: bool, watch: bool) -> None:
+    """Print the newest tasks; with `watch` again after each change. filters: of `GET /api/tasks`."""
     await show_document("/api/tasks", _print_tasks, as_json=as_json, watch=watch, filters=filters)
 
 
@@ -46,6 +45,38 @@ async def cancel_task(task_id: str) -> None:
     async with connect_broker() as broker:
         await broker.client.cancel(task_id)
     print_line(f"{task_id} is canceled.")
+
+
+async def retry_task(task_id: str, *, as_json: bool) -> None:
+    """Order a failed task again; raises the broker's error for others."""
+    async with connect_broker() as broker:
+        order = await broker.client.ask("POST", f"{record_path('task', task_id)}/retry")
+        if not broker.is_running:
+            print_note("No broker answers at BROKER_HOST and BROKER_PORT: the next worker submits it.")
+    if as_json:
+        print_json(order)
+        return
+    for new_id in order["taskIds"]:
+        print_line(f"{task_id} is ordered again as {new_id}.")
+
+
+async def delete_task(task_id: str) -> None:
+    async with connect_broker() as broker:
+        await broker.client.delete(task_id)
+    print_line(f"{task_id} is deleted.")
+
+
+async def pin_task(task_id: str) -> None:
+    async with connect_broker() as broker:
+        await broker.client.pin(task_id)
+    print_line(f"{task_id} is kept until it is unpinned or deleted.")
+
+
+async def unpin_task(task_id: str) -> None:
+    async with connect_broker() as broker:
+        task = await broker.client.unpin(task_id)
+    expiry = f": it is deleted at {task.raw['expiresAt']}" if task.raw["expiresAt"] else ""
+    print_line(f"{task_id} is unpinned{expiry}.")
 
 
 def _parse_task(document: Document) -> Task:

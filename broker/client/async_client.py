@@ -213,9 +213,20 @@ class AsyncClient:
                     raise
             await self._sleep(POLL_PAUSE_SECONDS)
 
-    async def tasks(self, *, status: str | None = None, limit: int = 20, cursor: str | None = None) -> Page:
-        """Return a page of tasks, newest first. limit: at most 100. cursor: of the previous page."""
-        given = {"limit": limit, "status": status, "cursor": cursor}
+    async def tasks(
+        self,
+        *,
+        status: str | None = None,
+        search: str | None = None,
+        model: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return a page of tasks, newest first.
+
+        search: words that occur in the prompt. limit: at most 100. cursor: of the previous page.
+        """
+        given = {"limit": limit, "status": status, "q": search, "model": model, "cursor": cursor}
         params = {name: value for name, value in given.items() if value is not None}
         return await self._fetch(Page, "GET", "/api/tasks", params=params)
 
@@ -228,6 +239,22 @@ class AsyncClient:
             if error.status == 409 and (current := await self.get(task)).status == "canceled":
                 return current
             raise
+
+    async def delete(self, task: TaskRef) -> None:
+        """Delete a task that has ended, with its images. Raises `BrokerApiError` with status 409 for another one."""
+        try:
+            await self._send_repeatedly("DELETE", _task_path(task), params={"deleteOnly": "true"})
+        except errors.BrokerApiError as error:
+            if error.status != 410:  # deleted: by an earlier attempt whose response was lost, too
+                raise
+
+    async def pin(self, task: TaskRef) -> Task:
+        """Keep a task beyond retention; its `expires_at` is None then."""
+        return (await self._fetch(TaskDocument, "POST", f"{_task_path(task)}/pin")).data
+
+    async def unpin(self, task: TaskRef) -> Task:
+        """Hand a task back to retention, which deletes it at once if its time is over."""
+        return (await self._fetch(TaskDocument, "POST", f"{_task_path(task)}/unpin")).data
 
     async def retry(self, task: TaskRef) -> Order:
         """Order a failed task again; repeated calls return the same new task. Raises `BrokerApiError` for others."""
@@ -255,11 +282,13 @@ class AsyncClient:
         return await asyncio.to_thread((await self.image(result)).save, path)
 
     async def ask(self, method: str, path: str, /, **options: Any) -> Document:
-        """Send any other request and return the JSON object of its response. Only GET is retried.
+        """Send any other request and return the JSON object of its response, empty for none. Only GET is retried.
 
         options: of `httpx.request`, for example params, headers and json.
         """
-        return await self._fetch(Document, method, path, repeat=method == "GET", **options)
+        send = self._send_repeatedly if method == "GET" else self._send
+        content = (await send(method, path, **options)).content
+        return self._parse(Document, content) if content else {}
 
     async def alive(self) -> bool:
         """Return whether a broker answers at `base`. Sends one request with a short time-out, without the key."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from broker.accounts.api_keys import ApiKeyService
 from broker.accounts.credentials import Credentials
 from broker.accounts.logins import LoginService, TokenTimes
 from broker.accounts.passwords import PasswordHasher
@@ -29,6 +30,10 @@ class AccountServices(Resources):
             api_keys=self.tables.api_keys,
             admin_sees_content=self.settings.admin_sees_content,
         )
+
+    @cached_property
+    def key_service(self) -> ApiKeyService:
+        return ApiKeyService(clock=self.clock, database=self.database, api_keys=self.tables.api_keys)
 
     @cached_property
     def passwords(self) -> PasswordHasher:

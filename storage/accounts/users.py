@@ -44,6 +44,11 @@ class Users:
     async def get_by_name(self, name_key: str) -> User | None:
         return await fetch_one_as(self.database, User, "SELECT * FROM users WHERE name_key = :key", key=name_key)
 
+    async def get_oldest_by_email(self, email: str) -> User | None:
+        """Return the user who has had an address for longest; addresses are not proved, and not unique."""
+        sql = "SELECT * FROM users WHERE lower(email) = :email ORDER BY created_at, id LIMIT 1"
+        return await fetch_one_as(self.database, User, sql, email=email.lower())
+
     async def list_page(self, *, before: tuple[float, str] | None, limit: int) -> list[User]:
         """Return one page, the newest first."""
         return await fetch_page(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,16 @@ import httpx
 import pytest
 
 from broker.accounts.users import UserChanges
+from tests.accounts.browsers import SITES, browser
 from tests.accounts.opening import PASSWORD
 from tests.support.api import PORT, ApiBroker, open_api
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 
-OWN = {"Origin": f"http://127.0.0.1:{PORT}"}
 KEY = "key-of-the-operator-0123456789"
 OPERATOR = {"Authorization": f"Bearer {KEY}"}
 NEW_PASSWORD = "another password of the tests"
-
-
-@asynccontextmanager
-async def browser(broker: ApiBroker, *, address: str = "127.0.0.1", **headers: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield a client that keeps its cookies, and says that our own page sends its requests."""
-    transport = httpx.ASGITransport(broker.mounted, raise_app_exceptions=False, client=(address, 50_000))
-    base = f"http://127.0.0.1:{PORT}"
-    async with httpx.AsyncClient(base_url=base, transport=transport, headers={**OWN, **headers}) as client:
-        yield client
 
 
 async def log_in(
@@ -126,26 +116,6 @@ async def test_login_adopts_no_cookie_that_the_browser_had(broker: ApiBroker) ->
             assert given != planted
             assert await with_cookie(broker, planted) == 401
             assert await with_cookie(broker, given) == 200
-
-
-SITES: tuple[tuple[Mapping[str, str], bool], ...] = (
-    ({}, False),
-    ({"Sec-Fetch-Site": "same-origin"}, True),
-    ({"Sec-Fetch-Site": "none"}, True),
-    ({"Sec-Fetch-Site": "same-site"}, False),
-    ({"Sec-Fetch-Site": "cross-site"}, False),
-    ({"Sec-Fetch-Site": "cross-site", **OWN}, False),
-    ({"Sec-Fetch-Site": ""}, False),
-    (OWN, True),
-    ({"Origin": "null"}, False),
-    ({"Origin": "https://evil.example"}, False),
-    ({"Origin": f"https://127.0.0.1:{PORT}"}, False),
-    ({"Origin": f"http://127.0.0.1:{PORT}.evil.example"}, False),
-    ({"Origin": "http://127.0.0.1"}, False),
-    ({"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"}, True),
-    ({"Referer": f"http://127.0.0.1:{PORT}/"}, False),
-)
-"""Headers, and whether they show that our own page sent the request. A browser sets both; a page can set neither."""
 
 
 async def test_unsafe_requests_with_a_cookie_come_from_our_own_page(broker: ApiBroker) -> None:

@@ -13,8 +13,11 @@ import pytest
 import schemathesis
 from pydantic import SecretStr
 
+from broker.accounts.users import UserChanges
 from broker.api.http.endpoint import Dialect, Endpoint
 from broker.sandbox.engine import Options
+from storage.sql.scope import Scope
+from tests.accounts.test_api_keys import add_user
 from tests.support.api import ApiBroker, open_api
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.fuzzing import AUTHORIZED, KEY, base_config, dialects_of, execute, report_lines
@@ -69,6 +72,32 @@ async def test_every_route_accepts_a_key_where_its_dialect_has_it_and_nowhere_el
                 answer = await broker.client.request(endpoint.method, path_of(endpoint), **send(key))
                 is_open = answer.status_code != 401
                 assert is_open == (is_known and place in accepted), (endpoint.method, endpoint.path, place, key)
+
+
+async def test_api_key_is_accepted_by_every_dialect_until_its_rights_end(broker: ApiBroker) -> None:
+    """In each place of each dialect, as the operator's key is; refused once it expired, or its user is gone."""
+    services = broker.services
+    users = [await add_user(services, name) for name in ("valid", "expired", "disabled", "deleted", "revoked")]
+    keys = {user.name: (await services.key_service.add("a key", user=user, expires_days=9)).secret for user in users}
+    of_nobody = (await services.key_service.add("a key", user=None)).secret
+    owner = {user.name: user.id for user in users}
+    await services.database.execute("UPDATE api_keys SET expires_at = 1 WHERE owner = :id", id=owner["expired"])
+    await services.users.change(owner["disabled"], UserChanges(is_disabled=True))
+    await services.database.execute("DELETE FROM users WHERE id = :id", id=owner["deleted"])
+    await services.key_service.revoke("a key", Scope(owner=owner["revoked"]))
+    first = {
+        dialect.name: (dialect, one) for dialect, one in reversed(keyed_endpoints(broker)) if one.access == "caller"
+    }
+    assert set(first) == set(UNDERSTOOD)
+    for dialect, endpoint in first.values():
+        for place in ("Bearer", *UNDERSTOOD[dialect.name]):
+            for name, key in {**keys, "of nobody": of_nobody}.items():
+                answer = await broker.client.request(endpoint.method, path_of(endpoint), **PLACES[place](key))
+                is_open = name in {"valid", "of nobody"}
+                assert (answer.status_code not in {401, 403}) == is_open, (endpoint.path, place, name, answer.text)
+                if not is_open:
+                    assert answer.status_code == 401
+                    dialect.error_model.model_validate(answer.json())
 
 
 async def test_a_stranger_gets_an_error_in_the_shape_of_the_dialect(broker: ApiBroker) -> None:

@@ -373,7 +373,7 @@ def _task_row(number: int, **changes: object) -> Task:
     task = {
         "id": f"task_{number:032x}",
         "batch": f"batch_{number:032x}",
-        "caller": "test",
+        "caller": "house:local",
         "due_at": 0.0,
         "provider": "sandbox",
         "model": "nano-banana",

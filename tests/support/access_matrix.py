@@ -85,12 +85,19 @@ OVERSEEN: Final = frozenset(
         "DELETE /api/task/{id}",
         "POST /api/task/{id}/retry",
         "DELETE /api/batch/{id}",
+        "GET /api/keys",
+        "DELETE /api/keys/{id}",
     }
 )
-"""Routes of callers at which an admin may name a user's object; the answer holds it, because the id opens it."""
+"""Routes of callers at which an admin may name a user's object; the answer holds it, because the id opens it.
+
+Of keys an admin sees names, and revokes them.
+"""
 NEEDS_USER: Final = r"/api/me"
 """Start of paths about the user's own account: the operator's keys, which have none, may get 403."""
-ENDS_SESSION: Final = frozenset({"POST /api/logout", "DELETE /api/me/sessions", "DELETE /api/me/sessions/{id}"})
+ENDS_SESSION: Final = frozenset(
+    {"POST /api/logout", "POST /auth/logout", "DELETE /api/me/sessions", "DELETE /api/me/sessions/{id}"}
+)
 """Routes after which the principal logs in again."""
 OPEN_STATUSES: Final = {"/fal/": {400}}
 """Start of a path → other answers to an owner: fal has 400 for a request that is not finished."""
@@ -220,7 +227,8 @@ class World:
         return str((await self.broker.services.database.fetch(sql, user=self.owner))[0]["id"])
 
     async def _plant_key(self) -> str:
-        return (await insert_key(self.broker, self.owner, f"{CANARY} key"))[0]
+        self.numbers += 1
+        return (await insert_key(self.broker, self.owner, f"{CANARY} key {self.numbers}"))[0]
 
     async def _plant_user(self) -> str:
         self.numbers += 1

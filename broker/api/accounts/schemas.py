@@ -14,6 +14,7 @@ from broker.accounts import names, passwords
 from broker.accounts.users import MAX_QUOTA, QUOTA_NAMES, QuotaLimit, UserChanges
 from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import ParsedText
+from broker.api.shared.logins import PasswordText, UserNameText
 from broker.presenter import Absent, Moment, OneOf, ResponseModel
 from broker.principal import Principal
 from storage import ids
@@ -43,8 +44,6 @@ class AccountRequest(BaseModel):
     )
 
 
-UserNameText = Annotated[str, Field(min_length=1, max_length=names.MAX_RAW_CHARS, examples=["ada"])]
-PasswordText = Annotated[SecretStr, Field(min_length=1, max_length=passwords.MAX_BYTES)]
 NewPassword = Annotated[SecretStr, Field(min_length=passwords.MIN_NEW_CHARS, max_length=passwords.MAX_BYTES)]
 Email = Annotated[str | None, Field(max_length=names.MAX_EMAIL_CHARS, examples=["ada@example.com"])]
 _Number = Annotated[int | float, Field(ge=0, le=MAX_QUOTA)]

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
@@ -24,6 +25,8 @@ from webhooks.strict_json import DuplicateName, TooManyValues, read_json
 MAX_JSON_BYTES: Final = 48 * 2**20
 """Of an order with its images."""
 FORM_OVERHEAD_BYTES: Final = 2 * 2**20
+URLENCODED: Final = "application/x-www-form-urlencoded"
+FORM_TYPES: Final = (URLENCODED, "multipart/form-data")
 MAX_PARTS: Final = 100
 MAX_TEXT_BYTES: Final = 256 * 1024
 """Of one text part; the longest prompt is a quarter of it."""
@@ -139,6 +142,33 @@ def parse_json(body: bytes) -> Any:
 
 
 # -- forms
+
+
+async def read_form_model(request: Request, max_bytes: int, model: type[M]) -> M:
+    """Return the text fields of a form of one of `FORM_TYPES` as a model. Raises `ApiError` as for JSON."""
+    media_type, options = media_type_of(request)
+    if media_type == URLENCODED:
+        pairs = _parse_urlencoded(await BoundedRequest(request, max_bytes).body())
+    else:
+        form = await read_form(request, options, max_bytes)
+        try:
+            pairs = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+        finally:
+            await form.close()
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ApiError("invalid_request", "A field was given more than once: send one value.")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise validation_error(error) from error
+
+
+def _parse_urlencoded(body: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS)
+    except ValueError as error:
+        raise ApiError("invalid_request", "The form cannot be read: let your HTTP client write it.") from error
 
 
 def max_form_bytes(catalog: Catalog, max_file_size_bytes: int) -> int:

@@ -43,6 +43,7 @@ class PollQuery(QueryModel):
 
 class DeletionQuery(QueryModel):
     cancel_only: Annotated[bool, FLAG_TEXT, Field(description="cancel, but delete nothing")] = False
+    delete_only: Annotated[bool, FLAG_TEXT, Field(description="delete, but cancel nothing")] = False
 
 
 MAX_SEARCH_CHARS: Final = 200

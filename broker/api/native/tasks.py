@@ -198,11 +198,17 @@ class TaskRoutes:
     async def cancel_or_delete_task(self, request: Request) -> Response:
         """Cancel a task, or delete one that has ended, with its images.
 
-        With `cancelOnly` nothing is deleted: 409 for a task that has ended.
+        With `cancelOnly` nothing is deleted, and with `deleteOnly` nothing is canceled: 409 for a task that has ended,
+        or has not.
         """
         task_id, scope = request.path_params["id"], principal_of(request).oversight
-        is_cancel = DeletionQuery.read(request).cancel_only or not (await self.queries.get(task_id, scope)).has_ended
-        if not is_cancel:
+        query = DeletionQuery.read(request)
+        if query.cancel_only and query.delete_only:
+            raise ApiError("invalid_request", "deleteOnly excludes cancelOnly.", field="deleteOnly")
+        deletes = query.delete_only
+        if not query.cancel_only and not query.delete_only:
+            deletes = (await self.queries.get(task_id, scope)).has_ended
+        if deletes:
             await self.deleter.delete_task(task_id, scope)
             return Response(status_code=204)
         task = await self.canceler.cancel_task(task_id, scope)

@@ -1,24 +1,30 @@
-"""What a request and its response carry of a login: the client, and the cookies."""
+"""What a request and its response carry of a login: the client, the password, and the cookies."""
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Annotated, Final, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from broker.accounts import names, passwords
 from broker.accounts.logins import Login
 from broker.accounts.throttle import LoginClient
 from broker.api.http.auth import client_address, require_same_site
 from broker.api.http.cookies import read_device_cookie, read_session_cookie, set_device_cookie, set_session_cookie
-from broker.api.http.request_body import media_type_of, read_json_model
+from broker.api.http.request_body import media_type_of, read_form_model, read_json_model
 from broker.errors import ApiError
 
 M = TypeVar("M", bound=BaseModel)
 
 MAX_LOGIN_BYTES: Final = 16 * 1024
 """Of the body of a request about an account."""
+
+UserNameText = Annotated[str, Field(min_length=1, max_length=names.MAX_RAW_CHARS, examples=["ada"])]
+PasswordText = Annotated[SecretStr, Field(min_length=1, max_length=passwords.MAX_BYTES)]
 
 
 def login_client(request: HTTPConnection) -> LoginClient:
@@ -31,14 +37,24 @@ def login_client(request: HTTPConnection) -> LoginClient:
     )
 
 
-async def read_login(request: Request, model: type[M]) -> M:
-    """Return the body of a request that logs a browser in. Raises `ApiError`.
+def token_client(request: HTTPConnection) -> LoginClient:
+    """Return where a login for tokens comes from: it does not replace the session of the browser's cookie."""
+    return replace(login_client(request), cookie=None)
 
-    forbidden: another web site sent it. invalid_request: it is not declared as JSON, like a form that another site may
-    send without asking, or it does not fit the model.
+
+async def read_login(
+    request: Request, model: type[M], *, origins: Collection[str] = (), forms: Collection[str] = ()
+) -> M:
+    """Return the body of a request that logs in: JSON, or a form of the given types.
+
+    origins: of other web sites whose pages may send it. Raises `ApiError`: forbidden if another one sent it;
+    invalid_request if it is not declared as JSON, like a text that another site may send without asking, or does not
+    fit the model.
     """
-    require_same_site(request)
+    require_same_site(request, origins)
     media_type, _ = media_type_of(request)
+    if media_type in forms:
+        return await read_form_model(request, MAX_LOGIN_BYTES, model)
     if media_type != "application/json":
         raise ApiError("invalid_request", "Send JSON with Content-Type: application/json.", field="Content-Type")
     return await read_json_model(request, MAX_LOGIN_BYTES, model)

@@ -347,6 +347,7 @@ CREATE TABLE users (
 );
 CREATE UNIQUE INDEX users_name ON users (name_key);
 CREATE INDEX users_newest ON users (created_at, id);
+CREATE INDEX users_by_email ON users (lower(email), created_at, id);
 
 -- one row per login; its secrets are stored as digests
 CREATE TABLE sessions (
@@ -375,15 +376,18 @@ CREATE INDEX session_secrets_age ON session_secrets (expires_at);
 CREATE TABLE api_keys (
     id TEXT PRIMARY KEY,
     digest TEXT NOT NULL,
-    prefix TEXT NOT NULL,
     name TEXT NOT NULL,
     owner TEXT NOT NULL,
+    prefix TEXT NOT NULL,
     created_at DOUBLE PRECISION NOT NULL,
     expires_at DOUBLE PRECISION,
     last_used_at DOUBLE PRECISION
 );
 CREATE UNIQUE INDEX api_keys_digest ON api_keys (digest);
 CREATE INDEX api_keys_owner ON api_keys (owner, created_at, id);
+CREATE INDEX api_keys_newest ON api_keys (created_at, id);
+-- one key of a name per user, and among those without a user, which are their own owners
+CREATE UNIQUE INDEX api_keys_name ON api_keys (name, (CASE WHEN owner = id THEN '' ELSE owner END));
 
 -- throttle of logins: attempts, by the digest of what they are counted for
 CREATE TABLE login_attempts (

@@ -1,7 +1,7 @@
 """Clients of the dialects: one module each, with an official SDK where there is one.
 
 Each module has `text_to_image(base_url, key, prompt)` and `image_to_image(base_url, key, prompt, image)`, which return
-the bytes of an image.
+the bytes of an image; or `complete_flow(base_url, image)`, which registers an account and returns those of all images.
 """
 
 from __future__ import annotations

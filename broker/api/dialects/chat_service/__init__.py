@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from broker.api.dialects.chat_service.accounts import ChatServiceAccountRoutes
 from broker.api.dialects.chat_service.conversations import ConversationRoutes
 from broker.api.dialects.chat_service.png_copies import PngCopies
 from broker.api.dialects.chat_service.routes import ChatServiceRoutes
@@ -17,7 +18,7 @@ from broker.services import Services
 
 def chat_service_dialect(services: Services) -> Dialect:
     """Return the dialect, mounted on the parts that it uses."""
-    messages = services.presenter.messages
+    messages, authenticate = services.presenter.messages, Authenticator.from_services(services).authenticate
     routes = ChatServiceRoutes(
         held=HeldAnswers.from_services(services),
         conversations=services.conversation_parts.service,
@@ -30,10 +31,13 @@ def chat_service_dialect(services: Services) -> Dialect:
     conversations = ConversationRoutes(
         conversations=services.conversation_parts.service, blobs=services.blobs, messages=messages
     )
+    accounts = ChatServiceAccountRoutes(
+        users=services.users, logins=services.logins, quotas=services.quotas, authenticate=authenticate
+    )
     return Dialect(
         name="chat_service",
-        authenticate=Authenticator.from_services(services).authenticate,
+        authenticate=authenticate,
         render_error=partial(render_detail_error, messages),
         error_model=DetailError,
-        endpoints=[*routes.endpoints(), *conversations.endpoints()],
+        endpoints=[*routes.endpoints(), *conversations.endpoints(), *accounts.endpoints()],
     )

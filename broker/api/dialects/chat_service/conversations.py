@@ -165,6 +165,7 @@ class ConversationRoutes:
         answered = _Message(
             role="assistant",
             content=self._answer_text(tasks, status, failed, language),
+            texts=tuple(text for task in tasks for text in task.texts),
             images=view.images,
             status=status,
             error=(failed.error_code or status) if failed else None,
@@ -186,6 +187,7 @@ class _Message:
 
     role: Literal["user", "assistant"]
     content: str
+    texts: Sequence[str] = ()
     images: Sequence[StoredImage]
     status: str = "completed"
     error: str | None = None
@@ -201,6 +203,9 @@ class _Message:
             role=self.role,
             content=self.content,
             text=self.content,
+            type="edit" if view.inputs else "generate",
+            prompt=self.content if self.role == "user" else None,
+            texts=list(self.texts),
             images=[],
             image_urls=urls,
             status=self.status,

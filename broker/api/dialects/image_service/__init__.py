@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from broker.api.dialects.image_service.accounts import ImageServiceAccountRoutes
 from broker.api.dialects.image_service.routes import ImageServiceRoutes
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect
@@ -23,10 +24,16 @@ def image_service_dialect(services: Services) -> Dialect:
         messages=messages,
         public_base=lambda: services.address.base,
     )
+    accounts = ImageServiceAccountRoutes(
+        users=services.users,
+        logins=services.logins,
+        quotas=services.quotas,
+        origins=services.settings.cors_origins,
+    )
     return Dialect(
         name="image_service",
         authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(render_detail_error, messages),
         error_model=DetailError,
-        endpoints=routes.endpoints(),
+        endpoints=[*routes.endpoints(), *accounts.endpoints()],
     )

@@ -122,7 +122,7 @@ class ImageServiceRoutes:
         """List images in the way of the image service."""
         query = ImageServiceListQuery.read(request)
         tasks = await self.queries.list_newest(
-            principal_of(request).scope, status=None, limit=query.offset + query.limit + 1, before=None
+            principal_of(request).own_scope, status=None, limit=query.offset + query.limit + 1, before=None
         )
         page = tasks[query.offset : query.offset + query.limit]
         listed = ImageServiceList(
@@ -156,6 +156,7 @@ class ImageServiceRoutes:
         return ImageServiceImage(
             id=task.id,
             image_id=task.id,
+            user_id=task.caller,
             status=STATUSES[task.status],
             prompt=task.prompt,
             generation_mode=task.mode,

@@ -74,6 +74,7 @@ class ImageServiceImage(SnakeResponseModel):
 
     id: str
     image_id: Annotated[str, Field(description="the same")]
+    user_id: Annotated[str, Field(description="the owner: the id of a user or of a key")]
     status: Status
     prompt: str
     generation_mode: str

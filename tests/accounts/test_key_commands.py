@@ -1,0 +1,121 @@
+"""Commands about API keys and tasks, beside a running broker that refuses requests without a key."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from broker.cli.admin.api_keys import add_key, list_keys, revoke_key
+from broker.cli.connection import connect_broker
+from broker.cli.console import CommandError
+from broker.cli.tasks import delete_task, list_tasks, pin_task, retry_task, unpin_task
+from broker.client import BrokerApiError
+from storage.states import TaskState
+from tests.accounts.test_api_keys import add_user
+from tests.support.api import ApiBroker, open_api
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Restore logging, which commands configure."""
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    yield
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
+    logging.getLogger("broker").setLevel(logging.NOTSET)
+    structlog.reset_defaults()
+
+
+class Printed:
+    """What commands print to standard output, without the lines that the broker beside them logs."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+
+    def lines(self) -> list[str]:
+        return [line for line in self._captured.readouterr().out.splitlines() if not re.match(r"\d{4}-\d\d-", line)]
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiBroker]:
+    """Yield a broker whose folder and port the commands have."""
+    monkeypatch.chdir(tmp_path)
+    async with open_api(tmp_path / "data", sockets=True) as broker:
+        monkeypatch.setenv("BROKER_PORT", str(broker.port))
+        monkeypatch.setenv("NANO_BANANA_API_KEY", "a-key-of-the-tests")
+        yield broker
+
+
+async def test_keys_are_made_listed_and_revoked(broker: ApiBroker, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first key closes the broker to commands without one; they open its database from then on."""
+    await add_key("laptop", owner=None, expires_in_days=None, as_json=False)
+    out, err = capsys.readouterr()
+    (laptop,) = [line for line in out.splitlines() if line.startswith("nbk_")]
+    assert re.fullmatch(r"nbk_\S{43}", laptop) and laptop not in err
+    assert "not shown again" in err and "every request needs a key" in err
+    assert (await broker.client.get("/api/tasks")).status_code == 401
+    assert (await broker.client.get("/api/tasks", headers={"Authorization": f"Bearer {laptop}"})).status_code == 200
+
+    await add_user(broker.services, "Ada")
+    await add_key("phone", owner="ada", expires_in_days=3, as_json=False)
+    capsys.readouterr()
+    await list_keys(as_json=False)
+    phone, first = Printed(capsys).lines()
+    assert re.fullmatch(r"key_\w{24}  nbk_.{6}…  phone  Ada  created \S+  never used  expires \S+", phone)
+    assert re.fullmatch(r"key_\w{24}  nbk_.{6}…  laptop  no user  created \S+  last used \S+  does not expire", first)
+    await revoke_key("laptop")
+    assert (await broker.client.get("/api/tasks", headers={"Authorization": f"Bearer {laptop}"})).status_code == 401
+    with pytest.raises(BrokerApiError, match="no API key"):
+        await revoke_key("laptop")
+
+
+async def test_tasks_are_found_retried_pinned_and_deleted(
+    broker: ApiBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await add_user(broker.services, "Ada")  # from now on the commands open the database
+    now = broker.services.clock.now()
+    ended = {"ended_at": now, "due_at": now + 86_400}
+    done = await broker.add_task(number=1, state=TaskState.SUCCEEDED, **ended)
+    failed = await broker.add_task(number=2, state=TaskState.FAILED, error_code="no_image", prompt="a red fox", **ended)
+    running = await broker.add_task(number=3)
+
+    printed = Printed(capsys)
+    await list_tasks({"q": "fox", "model": "nano-banana", "limit": 5}, as_json=False, watch=False)
+    assert [line.split()[0] for line in printed.lines()] == [failed.id]
+    await pin_task(done.id)
+    assert printed.lines() == [f"{done.id} is kept until it is unpinned or deleted."]
+    row = await broker.services.tables.tasks.get(done.id)
+    assert row is not None and row.pinned_at is not None
+    await unpin_task(done.id)
+    (line,) = printed.lines()
+    assert re.fullmatch(rf"{done.id} is unpinned: it is deleted at 20\S+\.", line)
+    await retry_task(failed.id, as_json=False)
+    (line,) = printed.lines()
+    assert re.fullmatch(rf"{failed.id} is ordered again as task_\w+\.", line)
+    await delete_task(done.id)
+    assert printed.lines() == [f"{done.id} is deleted."]
+    await delete_task(done.id)
+    with pytest.raises(BrokerApiError, match="has not ended"):
+        await delete_task(running.id)
+    row = await broker.services.tables.tasks.get(running.id)
+    assert row is not None and row.state == TaskState.WAITING, "nothing was canceled"
+
+
+async def test_only_what_prepares_a_first_start_makes_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BROKER_PORT", "9")
+    with pytest.raises(CommandError, match="right folder"):
+        await list_keys(as_json=True)
+    await add_key("laptop", owner=None, expires_in_days=None, as_json=True)
+    assert "data/broker.db is made" in capsys.readouterr().err
+    async with connect_broker() as connection:
+        assert not connection.is_running
