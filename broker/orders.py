@@ -128,9 +128,15 @@ class Order:
     priority: str = DEFAULT_PRIORITY
     """A provider may have a cheaper and slower way for `low`."""
 
+    @property
+    def past_positions(self) -> frozenset[int]:
+        """Positions of the references that only a provider with a history gets."""
+        parts = (part for turn in self.turns for part in turn.parts)
+        return frozenset(part.reference for part in parts if part.reference is not None and part.is_past)
+
     def without_history(self) -> Order:
         """Return the order for a provider without a history: the prompt, and the images that are not past."""
-        past = {part.reference for turn in self.turns for part in turn.parts if part.is_past}
+        past = self.past_positions
         kept = tuple(reference for position, reference in enumerate(self.references) if position not in past)
         return replace(self, references=kept, turns=())
 

@@ -354,14 +354,15 @@ class Tasks:
         )
 
     def check_pins(self, task: Task, limit: int) -> Statement:
-        """Raise `Stale` if the owner of a task has `limit` other pinned tasks already.
+        """Raise `Stale` if the owner of a task has `limit` other pinned tasks and conversations already.
 
         Its own statement, to see what is new: in one transaction it follows `lock_owner_account` of that owner, which
         makes transactions that pin for one owner wait for each other.
         """
         return Statement(
             sql="""UPDATE tasks SET version = version WHERE id = :id AND :limit > (
-                SELECT count(*) FROM tasks WHERE caller = :caller AND pinned_at IS NOT NULL AND id <> :id)""",
+                (SELECT count(*) FROM tasks WHERE caller = :caller AND pinned_at IS NOT NULL AND id <> :id)
+                + (SELECT count(*) FROM conversations WHERE owner = :caller AND pinned_at IS NOT NULL))""",
             params={"id": task.id, "caller": task.caller, "limit": limit},
             must_change=True,
         )

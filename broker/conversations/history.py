@@ -8,15 +8,17 @@ the earlier tasks, which a conversation keeps for as long as itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final
 
-from broker.catalog import Catalog, Model
+from broker.catalog import Catalog
 from broker.clock import Clock
 from broker.ordering.drafts import reference_columns
+from broker.ordering.offers import most_references
 from broker.orders import Turn, TurnPart
+from broker.tasks.accounts.pools import ProviderAccounts
 from storage.conversations.turns import StoredTurn, Turns, TurnTask
 from storage.ids import reference_owner
 from storage.images import Images, StoredImage
@@ -69,6 +71,16 @@ class ContinuedTurn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many images an order may have."""
+
+    images: int
+    """At the account that takes most, of those that the owner may use."""
+    with_history: int
+    """The same of those that keep a history; 0 without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class History:
     """Reads what turns continue."""
 
@@ -76,10 +88,7 @@ class History:
     catalog: Catalog
     turns: Turns
     images: Images
-    max_references: Callable[[Model], int]
-    """Images that a provider in use takes for a model, at most."""
-    max_history: Callable[[Model], int]
-    """The same for providers that keep a history; 0 without one."""
+    accounts: ProviderAccounts
 
     async def may_have_image(self, turn_id: str | None) -> bool:
         """Return whether a turn after this one has an image to go on from, as far as that is known."""
@@ -88,14 +97,23 @@ class History:
         listed = [task for batch in tasks.values() for task in batch]
         return any(task.state == TaskState.SUCCEEDED or task.ended_at is None for task in listed)
 
-    def has_room(self, model: str, inputs: int) -> bool:
+    async def has_room(self, owner: str, model: str, inputs: int) -> bool:
         """Return whether an order with so many images of the user has room for the last one of the conversation."""
-        return inputs < self.max_references(self.catalog.resolve(model))
+        return inputs < (await self._find_room(owner, model)).images
+
+    async def _find_room(self, owner: str, name: str) -> Room:
+        model, usable = self.catalog.resolve(name), await self.accounts.find_usable(owner)
+        serving = [provider for provider in usable.values() if provider.supports(model.name)]
+        keeping = {provider.api_name for provider in serving if provider.keeps_history}
+        return Room(
+            images=most_references(self.catalog, model, {provider.api_name for provider in serving}),
+            with_history=most_references(self.catalog, model, keeping) if keeping else 0,
+        )
 
     async def read(self, turn: StoredTurn, task: Task) -> ContinuedTurn:
         """Return what a turn continues. task: one of its tasks, which are held."""
         past = await self._list_past(turn)
-        kept = self._choose_images(past, self.catalog.resolve(task.model), turn.inputs)
+        kept = _choose_images(past, await self._find_room(task.caller, task.model), turn.inputs)
         earlier = tuple(self._link(image, task.batch, turn.inputs + number) for number, image in enumerate(kept))
         positions = {image.name: number for number, image in enumerate(kept)}
         last = past[0].images[-1].name if past else ""
@@ -124,14 +142,6 @@ class History:
             inputs = [image for image in images.get(reference_owner(one.batch), []) if image.name in shown]
             past.append(PastTurn(answer=answer, images=tuple(made), inputs=tuple(inputs)))
         return _cut_to_length(past)
-
-    def _choose_images(self, past: Sequence[PastTurn], model: Model, inputs: int) -> list[StoredImage]:
-        """Return the images that an order has room for, the oldest first: the last one, then the newest ones."""
-        newest = [image for one in past for image in (*reversed(one.images), *reversed(one.inputs))]
-        most = max(self.max_history(model) - inputs, 1 if self.has_room(model.name, inputs) else 0, 0)
-        sizes = accumulate(image.size for image in newest[1:])
-        fitting = sum(size <= MAX_BYTES for size in sizes)
-        return newest[: min(most, 1 + fitting)][::-1]
 
     def _link(self, image: StoredImage, batch: str, position: int) -> StoredImage:
         """Return the row by which the tasks of a batch use an image of an earlier task.
@@ -164,6 +174,15 @@ def _cut_to_length(past: Sequence[PastTurn]) -> list[PastTurn]:
             break
         kept.append(one)
     return kept
+
+
+def _choose_images(past: Sequence[PastTurn], room: Room, inputs: int) -> list[StoredImage]:
+    """Return the images that an order has room for, the oldest first: the last one, then the newest ones."""
+    newest = [image for one in past for image in (*reversed(one.images), *reversed(one.inputs))]
+    most = max(room.with_history - inputs, 1 if inputs < room.images else 0, 0)
+    sizes = accumulate(image.size for image in newest[1:])
+    fitting = sum(size <= MAX_BYTES for size in sizes)
+    return newest[: min(most, 1 + fitting)][::-1]
 
 
 def _spell_past(past: PastTurn, positions: Mapping[str, int], last: str) -> tuple[Turn, Turn]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,12 +16,14 @@ from broker.logs import log
 from broker.ordering.drafts import PlannedOrder
 from broker.ordering.plan import Planner
 from broker.orders import StoredReference
+from broker.tasks.pins import too_many_pins
+from storage.accounts.owner_locks import lock_owner_account
 from storage.conversations.conversations import Conversations, StoredConversation
 from storage.conversations.turns import NewTurn, StoredTurn, Turns, TurnTask
 from storage.errors import StorageError
 from storage.ids import CONVERSATION_ID, TASK_ID, TURN_ID, new_conversation_id, new_turn_id, reference_owner
 from storage.images import Images, StoredImage
-from storage.sql.database import Statement
+from storage.sql.database import Stale, Statement
 from storage.sql.scope import EVERYTHING, Scope
 from storage.tasks import Task
 
@@ -58,6 +60,8 @@ class ConversationService:
     planner: Planner
     release: TurnRelease
     deleter: ConversationDeleter
+    read_pin_limit: Callable[[str], Awaitable[int | None]]
+    """Owner → how many tasks and conversations it may pin; None: any number."""
     max_turns: int = MAX_TURNS
     max_conversations: int = MAX_CONVERSATIONS
 
@@ -96,13 +100,28 @@ class ConversationService:
     async def change(
         self, scope: Scope, conversation_id: str, *, title: str | None = None, is_pinned: bool | None = None
     ) -> StoredConversation:
-        """Rename, pin or unpin a conversation, and return it then. A pinned one is kept beyond retention."""
+        """Rename, pin or unpin a conversation, and return it then. A pinned one is kept beyond retention.
+
+        Raises `ApiError`.
+        """
         conversation = await self.get(scope, conversation_id)
         if title is not None:
             await self.conversations.set_title(conversation.id, check_title(title))
-        if is_pinned is not None and is_pinned != (conversation.pinned_at is not None):
-            await self.conversations.set_pinned(conversation.id, self.clock.now() if is_pinned else None)
+        if is_pinned and conversation.pinned_at is None:
+            await self._pin(conversation)
+        elif is_pinned is False:
+            await self.conversations.unpin(conversation.id)
         return await self.get(scope, conversation_id)
+
+    async def _pin(self, conversation: StoredConversation) -> None:
+        """Pin a conversation. It counts as one pin. Raises `ApiError("quota_exceeded")`."""
+        limit = await self.read_pin_limit(conversation.owner)
+        pinning = self.conversations.pin(conversation, self.clock.now(), limit=limit)
+        try:
+            await self.conversations.database.transact(lock_owner_account(conversation.owner), pinning)
+        except Stale:
+            await self.get(EVERYTHING, conversation.id)
+            raise too_many_pins(limit) from None
 
     async def delete(self, scope: Scope, conversation_id: str) -> None:
         """Delete a conversation with its tasks and images; tasks that have not ended are canceled.
@@ -195,8 +214,9 @@ class NextTurn:
         parent_id = self.parent_id
         if parent_id is None and (newest := await service.turns.get_newest(self.conversation_id)) is not None:
             parent_id = newest.id
-        has_room = service.history.has_room(order.plan.order.params.model, len(request.sources))
-        if not has_room or not await service.history.may_have_image(parent_id):
+        if not await service.history.may_have_image(parent_id):
+            return order
+        if not await service.history.has_room(caller, order.plan.order.params.model, len(request.sources)):
             return order
         planned = replace(request, sources=(*request.sources, StoredReference(blob="", sha256="")))
         return replace(order, plan=await service.planner.make_plan(caller, planned))

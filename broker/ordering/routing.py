@@ -129,7 +129,8 @@ def _find_obstacle(provider: Provider, order: Order, references: int) -> Obstacl
     if not provider.supports(order.params.model):
         text = f"{provider.name} does not serve {order.params.model}."
         return "unsupported_parameter", FieldError(field="model", message=text)
-    return provider.find_obstacle(order, references)
+    shown = references if provider.keeps_history else references - len(order.past_positions)
+    return provider.find_obstacle(order, shown)
 
 
 def _prefer_complete(able: Mapping[str, Provider], order: Order) -> list[str]:

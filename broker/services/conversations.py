@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.catalog import Model
 from broker.conversations.deletion import ConversationDeleter
 from broker.conversations.history import History
 from broker.conversations.keeper import TurnKeeper
 from broker.conversations.release import TurnRelease
 from broker.conversations.service import ConversationService
-from broker.ordering.offers import most_references
 from broker.ordering.service import OrderService
 from broker.services.resources import Resources
 from broker.tasks.cancellation import TaskCanceler
@@ -35,8 +33,7 @@ def make_conversations(
         catalog=resources.catalog,
         turns=tables.turns,
         images=tables.images,
-        max_references=resources.most_references,
-        max_history=lambda model: _most_history(resources, model),
+        accounts=orders.planner.accounts,
     )
     release = TurnRelease(
         clock=clock,
@@ -65,11 +62,6 @@ def make_conversations(
         planner=orders.planner,
         release=release,
         deleter=deletion,
+        read_pin_limit=orders.quotas.read_pin_limit,
     )
     return ConversationParts(service=service, keeper=TurnKeeper(turns=tables.turns, release=release, deleter=deletion))
-
-
-def _most_history(resources: Resources, model: Model) -> int:
-    """Return how many images a provider with a history takes for a model, at most; 0 without one."""
-    keepers = [one for one in resources.providers.values() if one.keeps_history and one.supports(model.name)]
-    return most_references(resources.catalog, model, {one.api_name for one in keepers}) if keepers else 0

@@ -41,9 +41,7 @@ class TaskPins:
         )
         task = await self.queries.get(task_id, scope)
         if applied is None or task.pinned_at is None:
-            state = QuotaState(name="pins", limit=limit, used=limit or 0, left=0, resets_at=None)
-            message = f"You have pinned {limit} tasks, which is the limit. Unpin one first."
-            raise QuotaExceeded(message, state, retry_after=None)
+            raise too_many_pins(limit)
         return task
 
     async def unpin_task(self, task_id: str, scope: Scope) -> Task:
@@ -56,3 +54,10 @@ class TaskPins:
         if limit is None:
             return ()
         return (lock_owner_account(task.caller), self.transitions.tasks.check_pins(task, limit))
+
+
+def too_many_pins(limit: int | None) -> QuotaExceeded:
+    """Return the error of a pin beyond the limit of its owner."""
+    state = QuotaState(name="pins", limit=limit, used=limit or 0, left=0, resets_at=None)
+    message = f"You have pinned {limit} tasks, which is the limit. Unpin one first."
+    return QuotaExceeded(message, state, retry_after=None)

@@ -101,21 +101,34 @@ class Conversations:
         sql = "UPDATE conversations SET title = :title WHERE id = :id"
         await self.database.execute(sql, id=conversation_id, title=title)
 
-    async def set_pinned(self, conversation_id: str, pinned_at: float | None) -> None:
-        """Pin it, or unpin it with None."""
-        sql = "UPDATE conversations SET pinned_at = :at WHERE id = :id"
-        await self.database.execute(sql, id=conversation_id, at=pinned_at)
+    def pin(self, conversation: StoredConversation, now: float, *, limit: int | None) -> Statement:
+        """Pin it; `Stale` if it is gone, or its owner has `limit` other pinned tasks and conversations already.
+
+        In one transaction it follows `lock_owner_account`, like `Tasks.check_pins`.
+        """
+        sql = "UPDATE conversations SET pinned_at = :now WHERE id = :id AND deleted_at IS NULL"
+        params = {"id": conversation.id, "now": now}
+        if limit is not None:
+            sql += """ AND :limit > (
+                (SELECT count(*) FROM tasks WHERE caller = :owner AND pinned_at IS NOT NULL)
+                + (SELECT count(*) FROM conversations others
+                    WHERE others.owner = :owner AND others.pinned_at IS NOT NULL AND others.id <> :id))"""
+            params |= {"owner": conversation.owner, "limit": limit}
+        return Statement(sql=sql, params=params, must_change=True)
+
+    async def unpin(self, conversation_id: str) -> None:
+        await self.database.execute("UPDATE conversations SET pinned_at = NULL WHERE id = :id", id=conversation_id)
 
     # -- deleting
 
     async def mark_deleted(self, conversation_id: str, now: float) -> bool:
         """Hide it, and let it have no further turn; return False if that was done before."""
-        sql = "UPDATE conversations SET deleted_at = :now WHERE id = :id AND deleted_at IS NULL"
+        sql = "UPDATE conversations SET deleted_at = :now, pinned_at = NULL WHERE id = :id AND deleted_at IS NULL"
         return await self.database.execute(sql, id=conversation_id, now=now) == 1
 
     async def mark_deleted_of_owner(self, owner: str, now: float) -> list[str]:
         """Do the same with all of an owner; return the ids of all that are marked, also of those marked before."""
-        sql = "UPDATE conversations SET deleted_at = :now WHERE owner = :owner AND deleted_at IS NULL"
+        sql = "UPDATE conversations SET deleted_at = :now, pinned_at = NULL WHERE owner = :owner AND deleted_at IS NULL"
         await self.database.execute(sql, owner=owner, now=now)
         rows = await self.database.fetch(
             "SELECT id FROM conversations WHERE owner = :owner AND deleted_at IS NOT NULL", owner=owner

@@ -28,7 +28,8 @@ _SIZE: Final = f"CASE WHEN size < {MIN_STORED_BYTES} THEN {MIN_STORED_BYTES} ELS
 _RECEIVED: Final = _SIZE.replace("size", "received")
 _COUNTS: Final[Mapping[str, str]] = {
     "in_flight": "SELECT count(*) FROM tasks WHERE caller = :owner AND ended_at IS NULL",
-    "pins": "SELECT count(*) FROM tasks WHERE caller = :owner AND pinned_at IS NOT NULL",
+    "pins": """SELECT (SELECT count(*) FROM tasks WHERE caller = :owner AND pinned_at IS NOT NULL)
+        + (SELECT count(*) FROM conversations WHERE owner = :owner AND pinned_at IS NOT NULL)""",
     # results and references; thumbnails are ours. Of uploads those that are not files yet
     "stored_bytes": f"""SELECT CAST(
         (SELECT coalesce(sum({_SIZE}), 0) FROM images WHERE caller = :owner AND kind IN ('result', 'reference'))
@@ -58,7 +59,7 @@ class OwnerUse:
     in_flight: int = 0
     """Tasks that have not ended."""
     pins: int = 0
-    """Tasks that are kept beyond retention."""
+    """Tasks and conversations that are kept beyond retention."""
     stored_bytes: int = 0
     """Of results, references, uploaded files and uploads; each file counts as `MIN_STORED_BYTES` at least."""
 

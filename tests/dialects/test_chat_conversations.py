@@ -230,6 +230,8 @@ async def test_turns_sent_together_are_made_one_after_the_other_and_joined_by_re
         keyed = {"headers": {"Idempotency-Key": "the-same"}}
         again = [image_of(await say(broker, conversation, "with a key", **keyed)) for _ in range(2)]
         assert again[0] == again[1]
+        elsewhere = await say(broker, await begin(broker), "with a key", **keyed)
+        assert elsewhere.status_code == 422, "another conversation is another request"
         with pytest.raises(httpx.ReadTimeout):  # the client gives up, and sends the same again
             await broker.client.post("/v1/generate", json=cut_off(conversation), timeout=0.1)
         image_of(await broker.client.post("/v1/generate", json=cut_off(conversation)))

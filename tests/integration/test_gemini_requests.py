@@ -105,6 +105,46 @@ async def test_image_of_the_model_without_a_signature_is_shown_by_the_user() -> 
     ]
 
 
+def written(*parts: dict[str, Any], shown: TurnPart) -> Turn:
+    """Return a turn of the model with what its provider wrote, and the image that is kept of it."""
+    return Turn(role="model", parts=(TurnPart(text="Plain."), shown), content=json.dumps({"parts": parts}))
+
+
+async def test_turn_of_an_earlier_task_is_sent_as_its_provider_wrote_it() -> None:
+    """Signatures of texts and thoughts too; without drafts, and without images that are not sent any more."""
+    thought = {"text": "First a sketch.", "thought": True, "thoughtSignature": SIGNATURE}
+    draft = {"inlineData": {"mimeType": "image/png", "data": "stored:task/draft"}, "thought": True}
+    words = {"text": "Here it is.", "thoughtSignature": SIGNATURE, "partMetadata": {"x": 1}}
+    fox = {"inline_data": {"mime_type": "image/png", "data": "stored:task/fox"}, "thoughtSignature": SIGNATURE}
+    old = {"inlineData": {"mimeType": "image/png", "data": "stored:task/old"}, "thoughtSignature": SIGNATURE}
+    shown = TurnPart(reference=0, output="stored:task/fox")
+    turn = written(thought, draft, words, old, fox, shown=shown)
+    order = an_order(user(TurnPart(text="a fox")), turn, user(TurnPart(text="blue")), images=("fox",))
+    assert (await sent_body(order))["contents"] == [
+        {"role": "user", "parts": [{"text": "a fox"}]},
+        {"role": "model", "parts": [thought, words, image("fox", thoughtSignature=SIGNATURE)]},
+        {"role": "user", "parts": [{"text": "blue"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"inlineData": {"mimeType": "image/png", "data": "stored:task/fox"}}],
+        [{"text": "![fox](stored:task/fox)", "thoughtSignature": SIGNATURE}],
+    ],
+    ids=["no signature", "an image in a text"],
+)
+async def test_turn_whose_image_cannot_be_put_back_is_shown_by_the_user(parts: list[dict[str, Any]]) -> None:
+    turn = written(*parts, shown=TurnPart(reference=0, output="stored:task/fox"))
+    order = an_order(user(TurnPart(text="a fox")), turn, user(TurnPart(text="blue")), images=("fox",))
+    assert (await sent_body(order))["contents"] == [
+        {"role": "user", "parts": [{"text": "a fox"}]},
+        {"role": "model", "parts": [{"text": "Plain."}]},
+        {"role": "user", "parts": [image("fox"), {"text": "blue"}]},
+    ]
+
+
 async def test_reference_outside_the_turns_is_not_lost() -> None:
     order = an_order(user(TurnPart(text="make it blue")), images=("fox",))
     assert (await sent_body(order))["contents"][-1] == {"role": "user", "parts": [image("fox")]}

@@ -451,6 +451,7 @@ CREATE TABLE conversations (
 );
 CREATE INDEX conversations_newest ON conversations (owner, updated_at, id);
 CREATE INDEX conversations_age ON conversations (updated_at) WHERE pinned_at IS NULL;
+CREATE INDEX conversations_pinned ON conversations (owner) WHERE pinned_at IS NOT NULL;
 CREATE INDEX conversations_deleted ON conversations (deleted_at) WHERE deleted_at IS NOT NULL;
 
 -- turns: what a user wrote and showed, and the batch of tasks that answers it. waits: the tasks are held until those of

@@ -78,7 +78,7 @@ class ConversationRoutes:
                 handler=self.change_conversation,
                 request={"application/json": ConversationChanges},
                 responses={200: json_success("the conversation then", ChatConversation)},
-                errors=("invalid_request", "payload_too_large", "not_found"),
+                errors=("invalid_request", "payload_too_large", "not_found", "quota_exceeded"),
             ),
             one(
                 "DELETE",
