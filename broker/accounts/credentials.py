@@ -11,7 +11,7 @@ from broker.clock import Clock
 from broker.errors import ApiError
 from broker.logs import log
 from broker.principal import Principal
-from storage.accounts.api_keys import ApiKey, ApiKeys
+from storage.accounts.api_keys import ApiKeys
 from storage.accounts.sessions import FoundSecret, SecretKind, Sessions
 from storage.accounts.users import User, Users
 from storage.errors import StorageError
@@ -60,10 +60,11 @@ class Credentials:
         found = await self.sessions.find_secret(digest_of(secret))
         if found is None or found.secret.kind != kind or self._is_over(found):
             return None
+        principal = self._principal_of(found.user, session_id=found.session.id)
         session, now = found.session, self.clock.now()
         if now - session.last_seen_at >= TOUCH_SECONDS:
             await self._touch("sessions", "last_seen_at", session.id, now)
-        return self._principal_of(found.user, session_id=session.id)
+        return principal
 
     def _is_over(self, found: FoundSecret) -> bool:
         now = self.clock.now()
@@ -78,14 +79,12 @@ class Credentials:
         now = self.clock.now()
         if key.expires_at is not None and now >= key.expires_at:
             return None
+        if user is None and key.owner != key.id:
+            return None  # its user was deleted
+        principal = self._principal_of(user) if user else Principal(owner=key.id, is_admin=False, name=key.name)
         if now - (key.last_used_at or 0.0) >= TOUCH_SECONDS:
             await self._touch("api_keys", "last_used_at", key.id, now)
-        if user is not None:
-            return self._principal_of(user)
-        return self._principal_of_key(key) if key.owner == key.id else None
-
-    def _principal_of_key(self, key: ApiKey) -> Principal:
-        return Principal(owner=key.owner, is_admin=False, name=key.name)
+        return principal
 
     def _principal_of(self, user: User, *, session_id: str | None = None) -> Principal:
         if user.is_disabled:

@@ -98,6 +98,8 @@ async def test_key_of_a_disabled_user_is_refused_and_that_of_a_deleted_one_is_go
     key = await one.key_service.add("laptop", user=ada)
     await one.users.change(ada.id, UserChanges(is_disabled=True))
     assert "disabled" in (await refused(find(two, key))).message
+    (unused,) = await one.key_service.list_newest(EVERYTHING, limit=1, before=None)
+    assert unused.key.last_used_at is None, "a refused request is no use"
     await one.users.change(ada.id, UserChanges(is_disabled=False))
     assert await find(two, key) is not None
     await one.database.transact(one.tables.users.delete_user(ada.id))  # the row of the key alone is left
