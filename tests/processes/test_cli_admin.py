@@ -262,6 +262,7 @@ class FakeBroker(BaseHTTPRequestHandler):
         whole = {**DELIVERY, "attemptLog": ATTEMPTS, "body": {"type": "task.completed", "text": "\x9b2J"}}
         documents: dict[str, Any] = {
             "/health": {"status": "healthy"},
+            "/api/me": {"success": True, "data": {}},
             "/api/deliveries": {"success": True, "data": [DELIVERY], "nextCursor": None},
             f"/api/deliveries/{EVENT}": {"success": True, "data": whole},
         }
@@ -310,7 +311,7 @@ def test_webhooks_are_listed_shown_and_replayed(tmp_path: Any) -> None:
         assert "\x9b" not in shown.out
         replayed = shell.run("webhooks", "replay", EVENT)
         assert (replayed.code, replayed.out) == (0, f"{EVENT} will be sent again.\n")
-    requests = [line for line in FakeBroker.requests if "health" not in line]
+    requests = [line for line in FakeBroker.requests if line not in {"GET /health", "GET /api/me"}]
     assert requests[0] == f"GET /api/deliveries?task={DELIVERY['taskId']}&outcome=failed&limit=3"
     assert requests[-1] == f"POST /api/deliveries/{EVENT}/replay"
 
