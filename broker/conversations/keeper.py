@@ -20,7 +20,7 @@ IDLE_SECONDS: Final = 2.0
 """A turn that another process left behind is found within this time."""
 BUSY_SECONDS: Final = 0.5
 """The end of a task is noticed within this time, also without a notification."""
-PAUSE_SECONDS: Final = 0.02
+PAUSE_SECONDS: Final = 0.1
 """Tasks may change very often."""
 
 

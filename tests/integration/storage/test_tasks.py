@@ -17,6 +17,8 @@ from storage.accounts.owner_locks import lock_owner_account
 from storage.attempts import Attempt, Attempts
 from storage.batches import Batches, StoredBatch
 from storage.callbacks import Callbacks, StoredCallback
+from storage.conversations.conversations import Conversations, StoredConversation
+from storage.conversations.turns import NewTurn, Turns
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
@@ -480,6 +482,11 @@ async def _grow(database: Any) -> None:
     await inner.transact(UploadedFiles(inner).insert_file(_a_file()), insert_row("resumable_uploads", _an_upload()))
     await inner.transact(Batches(inner).insert_batch(_a_batch()))
     await inner.transact(OwnerUsage(inner).reserve("me", 1, OwnerUse(images=1), OwnerLimits()))
+    conversations, turns = Conversations(inner), Turns(inner)
+    await conversations.insert_if_fewer(_a_conversation(), 5)
+    counting = conversations.count_turn("conv_1", title="", most=5, now=NOW)
+    await inner.transact(counting, turns.insert_turn(_a_turn(a_task(1))))
+    await inner.execute("UPDATE turns SET waits = 0")
     for table, columns in (
         (
             "tasks",
@@ -494,6 +501,8 @@ async def _grow(database: Any) -> None:
         ),
         ("images", "'name', md5(g::text), 'owner', md5(g::text), 'sha256', md5(g::text)"),
         ("owner_usage", "'owner', md5(g::text), 'day', 99999"),
+        ("conversations", "'id', md5(g::text), 'owner', md5(g::text), 'updated_at', 9e9"),
+        ("turns", "'id', md5(g::text), 'conversation_id', md5(g::text), 'batch', md5(g::text)"),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_attempts", "'delivery_id', md5(g::text)"),
@@ -637,6 +646,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await _use_deliveries(Deliveries(database))
     await _use_files(UploadedFiles(database), ResumableUploads(database))
     await _use_batches(Batches(database))
+    await _use_conversations(Conversations(database), Turns(database), images, task)
 
 
 def _a_batch() -> StoredBatch:
@@ -651,6 +661,57 @@ async def _use_batches(batches: Batches) -> None:
     assert await batches.list_newest("me", "gemini", before=(NOW + 1, "x"), limit=5) == [batch]
     await batches.delete_before(NOW, 5)
     assert await batches.delete(batch)
+
+
+def _a_conversation() -> StoredConversation:
+    return StoredConversation(id="conv_1", owner="me", title="", turns=0, created_at=NOW, updated_at=NOW)
+
+
+def _a_turn(task: Task) -> NewTurn:
+    return NewTurn(
+        id="turn_1",
+        conversation_id="conv_1",
+        parent_id=None,
+        parent_task=None,
+        batch=task.batch,
+        inputs=0,
+        created_at=NOW,
+    )
+
+
+async def _use_conversations(conversations: Conversations, turns: Turns, images: Images, task: Task) -> None:
+    conversation, turn, me = _a_conversation(), _a_turn(task), Scope(owner="me")
+    assert await conversations.insert_if_fewer(conversation, 5)
+    counting = conversations.count_turn(conversation.id, title="", most=5, now=NOW)
+    await conversations.database.transact(counting, turns.insert_turn(turn))
+    second = replace(turn, id="turn_2", batch="batch_2", parent_id=turn.id, parent_task=task.id)
+    await conversations.database.transact(counting, turns.insert_turn(second))
+    assert await conversations.get(conversation.id, me)
+    assert len(await conversations.list_newest(me, before=(NOW + 1, "x"), limit=5)) == 1
+    assert await turns.get(turn.id)
+    await turns.get_of_task(task.id)
+    assert [one.number for one in await turns.list_newest(conversation.id, before=3, limit=5)] == [2, 1]
+    assert [one.id for one in await turns.list_line("turn_2", 5)] == ["turn_2", "turn_1"]
+    await turns.list_tasks([task.batch, "batch_2"])
+    await turns.get_model_turns([task.id])
+    assert await turns.list_batches(conversation.id) == ["batch_2", task.batch]
+    assert await turns.has_waiting()
+    await turns.list_free(5)
+    await turns.get_free(turn.id)
+    await turns.end_wait(turn.id)
+    await images.list_of_owners([task.id, "refs_1"])
+    await conversations.database.transact(
+        images.insert_link(replace(_an_image(task), name="of another", owner="refs_1"))
+    )
+    assert await turns.kept_until([task.batch, "x"], retention=5, look_again=0) == {task.batch: NOW + 5}
+    await conversations.set_title(conversation.id, "x")
+    await conversations.database.transact(conversations.pin(conversation, NOW, limit=5))
+    await conversations.unpin(conversation.id)
+    await conversations.delete_idle(NOW + 1, 5)
+    await conversations.mark_deleted(conversation.id, NOW)
+    await conversations.list_deleted(5)
+    await conversations.mark_deleted_of_owner("me", NOW)
+    await conversations.delete(conversation.id)
 
 
 def _a_file() -> UploadedFile:
