@@ -197,7 +197,7 @@ class LoginService:
 
     async def _log_in(self, kind: SessionKind, name: str, password: str, client: LoginClient) -> Login:
         user = await self._find_user(name)
-        admission = await self._admit(user.name_key if user else lookup_key(name), client, user)
+        admission = await self._admit(lookup_key(name), client, user)  # as it was typed: no address tells its account
         is_right = await self._verify(user, password)
         if user is None or not is_right:
             self.metrics.logins.labels("wrong").inc()
@@ -257,7 +257,7 @@ class LoginService:
             raise _login_refused() from None
         self.metrics.logins.labels("ok").inc()
         log.info("a user logged in", action="logged_in", user=user.id, session=login.session.id)
-        return login
+        return replace(login, user=replace(user, last_login_at=now))
 
     def _new_session(
         self, kind: SessionKind, user: User, client: LoginClient, *, is_known_device: bool

@@ -1,16 +1,21 @@
-"""Commands about API keys and tasks, beside a running broker that refuses requests without a key."""
+"""Commands about API keys, users and tasks, beside a running broker that refuses requests without a key."""
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from broker.cli.admin.api_keys import add_key, list_keys, revoke_key
+from broker.cli.admin.users import add_user as create_user
+from broker.cli.admin.users import change_quota, change_user, delete_user, list_users, set_password
 from broker.cli.connection import connect_broker
 from broker.cli.console import CommandError
 from broker.cli.tasks import delete_task, list_tasks, pin_task, retry_task, unpin_task
@@ -74,6 +79,56 @@ async def test_keys_are_made_listed_and_revoked(broker: ApiBroker, capsys: pytes
     assert (await broker.client.get("/api/tasks", headers={"Authorization": f"Bearer {laptop}"})).status_code == 401
     with pytest.raises(BrokerApiError, match="no API key"):
         await revoke_key("laptop")
+
+
+async def test_users_are_added_changed_and_deleted(
+    broker: ApiBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The password is read from standard input; the first user closes the broker to commands without a key."""
+    printed, credentials = Printed(capsys), {"username": "ada", "password": "a first password"}
+    monkeypatch.setattr("sys.stdin", io.StringIO("a first password\nthe second password\n"))
+    given: dict[str, Any] = {"email": None, "must_change_password": False, "as_json": False}
+    await create_user("Ada", is_admin=True, **given)
+    assert printed.lines() == ["Ada can log in and is an admin."]
+    assert (await broker.client.get("/api/tasks")).status_code == 401
+    assert (await broker.client.post("/api/login", json=credentials)).status_code == 200
+    with pytest.raises(BrokerApiError, match="taken"):
+        await create_user("ADA", is_admin=False, **given)
+
+    await change_user("ada", "is disabled", isDisabled=True)
+    assert printed.lines() == ["Ada is disabled."]
+    assert (await broker.client.post("/api/login", json=credentials)).status_code == 401
+    await list_users(as_json=False)
+    (line,) = printed.lines()
+    assert re.fullmatch(r"user_\w{32}  Ada  admin  DISABLED  added \S+  last login \S+", line)
+    await change_user("ada", "can log in again", isDisabled=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("the third password\n"))
+    await set_password("ADA", must_change=True)
+    assert (await broker.client.post("/api/login", json=credentials)).status_code == 401
+    login = await broker.client.post("/api/login", json={**credentials, "password": "the third password"})
+    assert login.json()["data"]["mustChangePassword"] is True
+
+    unchanged = dict.fromkeys(("images", "usd", "inFlight", "pins", "bytes"))
+    printed.lines()
+    await change_quota("ada", {**unchanged, "images": "5", "usd": "0.5", "pins": "unlimited"}, as_json=False)
+    await change_quota("ada", {**unchanged, "images": "default"}, as_json=False)
+    limits = [line.split()[1] for line in printed.lines()]
+    assert limits == ["5", "0.5", *("default", "unlimited", "default"), *("default", "0.5"), *limits[2:5]]
+    await change_quota("ada", unchanged, as_json=True)
+    assert [json.loads(line) for line in printed.lines()] == [{"usd": 0.5, "pins": "unlimited"}]
+    with pytest.raises(CommandError, match="use a number"):
+        await change_quota("ada", {**unchanged, "usd": "much"}, as_json=False)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(CommandError, match="no password"):
+        await set_password("ada", must_change=False)
+    with pytest.raises(CommandError, match="--yes"):
+        await delete_user("ada", is_confirmed=False)
+    with pytest.raises(CommandError, match="broker users list"):
+        await delete_user("bob", is_confirmed=True)
+    await delete_user("ada", is_confirmed=True)
+    assert printed.lines() == ["Ada is deleted."]
+    assert (await broker.client.get("/api/tasks")).status_code == 200
 
 
 async def test_tasks_are_found_retried_pinned_and_deleted(

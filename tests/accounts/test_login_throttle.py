@@ -196,9 +196,12 @@ async def test_unknown_and_known_users_take_the_same_path(services: Services) ->
 
     known = await answers("ada", at(1))
     assert known == await answers("nobody-of-this-name", at(3)) == await answers("no\nname \u202e", at(5))
+    await services.users.add("Bob", PASSWORD, email="bob@example.com")
+    for name in ("bob", "bob@example.com", "nobody@example.com"):  # that they belong together does not show
+        assert known == await answers(name, at(7)), name
     assert [hashes for *_, hashes in known] == [1, 1, 1, 0, 0]
     with pytest.raises(ApiError, match="wrong"):
-        await services.logins.log_in_with_cookie("ada", "x" * 1025, at(7))
+        await services.logins.log_in_with_cookie("ada", "x" * 1025, at(9))
 
 
 async def test_series_counts_over_processes_and_at_the_same_moment(

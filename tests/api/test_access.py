@@ -265,7 +265,8 @@ PATH_VALUES = {
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
     GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json ·
-    POST /api/register · POST /api/login ·
+    POST /api/register · POST /api/login · POST /auth/signup · POST /auth/login · GET /me ·
+    POST /api/v1/auth/register · POST /api/v1/auth/login · POST /api/v1/auth/refresh ·
     POST /upload/v1beta/files/{upload} · POST /upload/v1/files/{upload} · PUT /fal/storage/uploads/{id}/file"""
 PROVIDER = """GET /api/webhook/nano-banana · POST /api/webhook/nano-banana · GET /api/webhook/{provider} ·
     POST /api/webhook/{provider}"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from broker.cli.commands import accounts, general, operator, tasks
+from broker.cli.commands import accounts, general, operator, tasks, users
 from storage.file_modes import restrict_new_files
 
 app = typer.Typer(
@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _part in (general, tasks, operator, accounts):
+for _part in (general, tasks, operator, accounts, users):
     app.add_typer(_part.app)
 
 
