@@ -18,7 +18,18 @@ from anyio import to_thread
 from broker.logs import configure_logging
 from tests.dialects import clients
 from tests.dialects.documentation import read_examples
-from tests.dialects.matrix import KEY, NODE_CLIENTS, NODE_FOLDER, SETTINGS, Cell, base_url, run_node, run_python, table
+from tests.dialects.matrix import (
+    KEY,
+    NODE_CLIENTS,
+    NODE_FOLDER,
+    SETTINGS,
+    Cell,
+    base_url,
+    open_column,
+    run_node,
+    run_python,
+    table,
+)
 from tests.support.emulators import PROVIDERS, broker_before
 
 HAS_NODE: Final = shutil.which("node") is not None and (NODE_FOLDER / "node_modules").exists()
@@ -32,7 +43,7 @@ async def run_matrix(chosen: list[str]) -> bool:
     failures: dict[Cell, str] = {}
     for provider in PROVIDERS:
         with tempfile.TemporaryDirectory() as folder:
-            async with broker_before(provider, Path(folder), **SETTINGS) as broker:
+            async with open_column(provider, Path(folder)) as broker:
                 for name, run in runs.items():
                     try:
                         await run(name.split()[0], broker)

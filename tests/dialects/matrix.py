@@ -6,7 +6,8 @@ import asyncio
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,11 @@ from anyio import to_thread
 from PIL import Image
 from pydantic import SecretStr
 
+from broker.sandbox.engine import Options
+from broker.sandbox.server import serve_sandbox
 from tests.dialects import clients
 from tests.support.brokers import RunningBroker
-from tests.support.emulators import PROVIDERS
+from tests.support.emulators import PROVIDERS, broker_before
 
 KEY: Final = "key-of-a-caller-0123456789"
 SETTINGS: Final[dict[str, Any]] = {
@@ -44,6 +47,21 @@ def short_matrix() -> dict[str, list[str]]:
     length = max(len(names), len(providers))
     pairs = {(providers[n % len(providers)], names[n % len(names)]) for n in range(length)}
     return {provider: sorted(name for other, name in pairs if other == provider) for provider in providers}
+
+
+@asynccontextmanager
+async def replicate_for_users() -> AsyncIterator[dict[str, Any]]:
+    """Serve Replicate, which refuses the keys of users; yield the settings of a broker that asks it about them."""
+    async with serve_sandbox(options=Options(dialect="replicate", api_key="key")) as url:
+        yield {"replicate_url": f"{url}/v1"}
+
+
+@asynccontextmanager
+async def open_column(provider: str, folder: Path) -> AsyncIterator[RunningBroker]:
+    """Run the broker before the emulator of a provider, for all of its clients."""
+    async with AsyncExitStack() as stack:
+        more = {} if provider == "replicate" else await stack.enter_async_context(replicate_for_users())
+        yield await stack.enter_async_context(broker_before(provider, folder, **SETTINGS, **more))
 
 
 async def run_python(name: str, broker: RunningBroker) -> None:

@@ -14,7 +14,7 @@ from anyio import to_thread
 from PIL import Image
 
 from tests.dialects.documentation import Example, read_examples
-from tests.dialects.matrix import KEY, SETTINGS, base_url
+from tests.dialects.matrix import KEY, SETTINGS, base_url, replicate_for_users
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.tls_front import fal_environment, tls_front
 
@@ -26,7 +26,7 @@ async def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     """A broker that the examples find in their environment, and an empty folder for their images."""
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path / "images")
-    async with open_broker(tmp_path / "data", **SETTINGS) as broker:
+    async with replicate_for_users() as more, open_broker(tmp_path / "data", **SETTINGS, **more) as broker:
         with tls_front(base_url(broker)) as front, fal_environment(front, KEY):
             monkeypatch.setenv("BROKER_URL", base_url(broker))
             monkeypatch.setenv("BROKER_HOST_WITH_TLS", front.host)

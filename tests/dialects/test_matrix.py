@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.dialects.matrix import SETTINGS, run_python, short_matrix
-from tests.support.emulators import PROVIDERS, broker_before
+from tests.dialects.matrix import open_column, run_python, short_matrix
+from tests.support.emulators import PROVIDERS
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_clients_complete_both_orders_at_a_provider(tmp_path: Path, provider: str) -> None:
-    async with broker_before(provider, tmp_path, **SETTINGS) as broker:
+    async with open_column(provider, tmp_path) as broker:
         for name in short_matrix()[provider]:
             await run_python(name, broker)

@@ -23,6 +23,7 @@ def complete_flow(base_url: str, image: bytes) -> list[bytes]:
         me = client.get("/auth/me").raise_for_status().json()
         assert (me["username"], me["email"], me["is_active"]) == (name, account["email"], True)
 
+        _try_placeholder_key(client)
         landscape = {"resolution": "1K", "aspect_ratio": "16:9", "generation_mode": "text-to-image"}
         first = _generate(client, prompt="a beautiful landscape", **landscape)
         tokens = _post(client, "/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
@@ -41,6 +42,14 @@ def complete_flow(base_url: str, image: bytes) -> list[bytes]:
             client.delete(f"/images/{one['id']}").raise_for_status()
         assert client.get("/images/list").raise_for_status().json()["generations"] == []
     return made
+
+
+def _try_placeholder_key(client: httpx.Client) -> None:
+    """Set the key as the documentation has it. It is none, and orders go on with the operator's."""
+    refused = client.put("/users/api-key", json={"api_key": "your_replicate_api_key"})
+    assert (refused.status_code, list(refused.json())) == (400, ["detail"]), refused.text
+    assert client.get("/users/api-key").raise_for_status().json()["has_key"] is False
+    assert client.delete("/users/api-key").raise_for_status().json()["has_key"] is False
 
 
 def _generate(client: httpx.Client, **order: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from broker.api.dialects.image_service.accounts import ImageServiceAccountRoutes
+from broker.api.dialects.image_service.api_key import ImageServiceKeyRoutes
 from broker.api.dialects.image_service.routes import ImageServiceRoutes
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect
@@ -30,10 +31,11 @@ def image_service_dialect(services: Services) -> Dialect:
         quotas=services.quotas,
         origins=services.settings.cors_origins,
     )
+    keys = ImageServiceKeyRoutes(service=services.provider_keys, messages=messages)
     return Dialect(
         name="image_service",
         authenticate=Authenticator.from_services(services).authenticate,
         render_error=partial(render_detail_error, messages),
         error_model=DetailError,
-        endpoints=[*routes.endpoints(), *accounts.endpoints()],
+        endpoints=[*routes.endpoints(), *accounts.endpoints(), *keys.endpoints()],
     )
