@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -142,7 +142,9 @@ class OrderService:
     ) -> CreatedTasks:
         if continuation is not None:
             orders = [await continuation.complete(caller, order) for order in orders]
-        await self._check_limits(caller, [order.plan.quote for order in orders])
+        checking = self._check_limits(caller, [order.plan.quote for order in orders])
+        if (repeated := await self._refused_repeat(record, checking)) is not None:
+            return repeated
         await self._check_callback_urls(orders, details)
         batch = new_batch_id()
         owner, sources = reference_owner(batch), [source for order in orders for source in order.request.sources]
@@ -180,11 +182,29 @@ class OrderService:
                 await continuation.begin(created.tasks)
         return created
 
-    async def _check_limits(self, caller: str, quotes: Sequence[Quote]) -> None:
-        """Raise `ApiError` for an order that does not fit now; the sizes of its references are not known yet."""
+    async def _check_limits(
+        self, caller: str, quotes: Sequence[Quote], needs: OrderNeeds | None = None, at: float | None = None
+    ) -> None:
+        """Raise `ApiError` for an order that does not fit.
+
+        needs: without them, the sizes of its references are not known yet. at: when it is created, now if None.
+        """
         await self.limiter.check_allowance(caller, sum(quote.count for quote in quotes))
-        await self.quotas.check_order(caller, OrderNeeds.from_quotes(quotes, 0))
-        await self.budget.check(*quotes)
+        await self.quotas.check_order(caller, needs or OrderNeeds.from_quotes(quotes, 0), at=at)
+        await self.budget.check(*quotes, at=at)
+
+    async def _refused_repeat(self, record: IdempotencyRecord | None, checking: Awaitable[None]) -> CreatedTasks | None:
+        """Return None if a check passes. If not, return the tasks of an equal request that was quicker, or raise.
+
+        What is refused may have been used up by that very request.
+        """
+        try:
+            await checking
+        except ApiError:
+            if (repeated := await self._find_winner(record)) is None:
+                raise
+            return repeated
+        return None
 
     def _shares_of_task(self, caller: str, quote: Quote) -> TaskShares:
         images, micros = self.quotas.shares_of_task(caller, quote)
@@ -279,7 +299,6 @@ class OrderService:
         `ApiError` if the orders do not fit in one of them.
         """
         tasks, record = writing.tasks, writing.record
-        caller, created_at = tasks[0].caller, tasks[0].created_at
         for _ in range(MAX_WRITES):
             try:
                 await self.database.transact(*await self._statements(writing), wake=(DUE_CHANNEL,))
@@ -288,9 +307,9 @@ class OrderService:
                     return repeated
                 if await self.tasks.get(tasks[0].id) is not None:
                     break  # the connection broke after the commit, and the second run was rejected
-                await self.limiter.check_allowance(caller, len(tasks))
-                await self.quotas.check_order(caller, writing.needs, at=created_at)
-                await self.budget.check(*writing.quotes, at=created_at)
+                checking = self._check_limits(tasks[0].caller, writing.quotes, writing.needs, tasks[0].created_at)
+                if (repeated := await self._refused_repeat(record, checking)) is not None:
+                    return repeated
                 if writing.continuation is not None:
                     await writing.continuation.check()
             else:

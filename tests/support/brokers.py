@@ -164,7 +164,5 @@ def one_account(accounts: ProviderAccounts, name: str, provider: Any) -> Provide
     return replace(accounts, house={name: ProviderPool(name=name, accounts={provider.key_id: provider})})
 
 
-async def create_tasks(services: Services, request: OrderRequest) -> tuple[Task, ...]:
-    return (
-        await services.orders.create("house:local", request, await services.orders.plan("house:local", request))
-    ).tasks
+async def create_tasks(services: Services, request: OrderRequest, caller: str = "house:local") -> tuple[Task, ...]:
+    return (await services.orders.create(caller, request, await services.orders.plan(caller, request))).tasks

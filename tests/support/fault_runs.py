@@ -49,6 +49,10 @@ FAMILIES = (
         promise="a budget is kept whatever providers report, and each reservation is settled once",
         files=("integration/faults/test_budget.py",),
     ),
+    Family(
+        promise="a quota is filled exactly, in whichever process and whatever is killed",
+        files=("processes/test_quotas.py",),
+    ),
     Family(promise="no byte of a signed callback can be changed", files=("unit/webhooks/test_ed25519_lines.py",)),
     Family(
         promise="an order whose answer is the image ends with image, code or unknown outcome, and is made once",

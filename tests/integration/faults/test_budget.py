@@ -1,4 +1,6 @@
-"""The daily budget in histories of faults: reservations and costs never exceed it, and each is settled once.
+"""The daily budget and an owner's quotas in histories of faults: reservations and costs never exceed them.
+
+Each is settled once: what is used is at any moment what the attempts say.
 
 The providers are those of the failover histories. Several orders share one day; processes are killed, callbacks come
 late and twice, providers bill what they reported as free.
@@ -22,8 +24,10 @@ from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.tasks import lifecycle
 from storage.attempts import Attempt
+from storage.ids import new_user_id
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
+from storage.limits.owner_usage import OwnerUse
 from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
@@ -36,6 +40,7 @@ PRICE: Final = to_micros(0.02)
 """Of one image at each provider, by the price table."""
 COST: Final = to_micros(0.015)
 """What the providers report for an image."""
+OWNER: Final = new_user_id()
 LONG: Final = (pytest.mark.faults, pytest.mark.timeout(900))
 
 
@@ -91,8 +96,8 @@ class Day:
         used = await self.used()
         request = OrderRequest(params=ImageParams(prompt=f"order {next(self.world.numbers)}"))
         try:
-            plan = await self.services.orders.plan("house:local", request)
-            (task,) = (await self.services.orders.create("house:local", request, plan)).tasks
+            plan = await self.services.orders.plan(OWNER, request)
+            (task,) = (await self.services.orders.create(OWNER, request, plan)).tasks
         except ApiError as error:
             assert (error.code, used + self.share > self.limit) == ("quota_exceeded", True)
         else:
@@ -110,14 +115,18 @@ class Day:
     async def check(self) -> None:
         """Compare the day and each reservation with the attempts."""
         used = await self.used()
-        total, excess = 0, 0
+        total, excess, images, in_flight = 0, 0, 0, 0
         for order in self.orders:
             task, attempts = await self.task_of(order), await order.attempts()
             expected = self.share if task.ended_at is None else sum(map(micros_of, attempts))
-            assert task.reserved == expected, (task.state, attempts)
-            total += expected
+            assert task.reserved == task.owner_micros == expected, (task.state, attempts)
+            image = 1 if task.ended_at is None else int(any(attempt.billed != "no" for attempt in attempts))
+            assert task.owner_images == image, (task.state, attempts)
+            total, images, in_flight = total + expected, images + image, in_flight + (task.ended_at is None)
             excess += max(0, expected - self.share)
         assert used == total
+        use = await self.services.tables.owner_usage.read_use(OWNER, self.number)
+        assert use == OwnerUse(images=images, micros=total, in_flight=in_flight)
         assert used <= self.limit + excess
         if not any(job.has_changed for job in self.world.jobs):
             assert excess == 0, "a provider that bills what it reports never costs more than was reserved"
