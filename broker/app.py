@@ -186,7 +186,7 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
     users, logins, delete_user = services.users, services.logins, services.users.delete
     return [
         *LoginRoutes(users=users, logins=logins).endpoints(),
-        *MeRoutes(users=users, logins=logins, delete_user=delete_user).endpoints(),
+        *MeRoutes(users=users, logins=logins, quotas=services.quotas, delete_user=delete_user).endpoints(),
         *UserRoutes(users=users, delete_user=delete_user).endpoints(),
         *ApiKeyRoutes(keys=services.key_service, users=users).endpoints(),
         *ProviderKeyRoutes(service=services.provider_keys, own_keys=services.own_keys).endpoints(),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from broker.accounts.names import UserName, lookup_key, parse_email, parse_name
 from broker.accounts.passwords import PasswordHasher, check_new_password
+from broker.accounts.quotas import QuotaLimit, merge_quota
 from broker.accounts.throttle import LoginClient, LoginThrottle
 from broker.clock import Clock
 from broker.errors import ApiError
@@ -18,12 +19,6 @@ from storage.accounts.sessions import Sessions
 from storage.accounts.users import User, Users
 from storage.ids import new_user_id
 from storage.sql.database import Database, Stale, Statement
-
-QUOTA_NAMES: Final = ("images", "usd", "in_flight", "pins", "bytes")
-"""What `User.quota` may limit; an absent name has the default of the settings."""
-UNLIMITED: Final = "unlimited"
-MAX_QUOTA: Final = 1e15
-QuotaLimit = int | float | Literal["unlimited"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,21 +184,6 @@ class UserService:
             self.clients.delete_of_user(user_id),
             self.api_keys.delete_of_owner(user_id),
         ]
-
-
-def merge_quota(before: Mapping[str, QuotaLimit], changes: Mapping[str, QuotaLimit | None]) -> dict[str, QuotaLimit]:
-    """Return limits after changes; None restores a default. Raises `ApiError` for a name or a number that is none."""
-    for name, limit in changes.items():
-        is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-        if name not in QUOTA_NAMES or not (
-            limit is None or limit == UNLIMITED or (is_number and 0 <= limit <= MAX_QUOTA)
-        ):
-            raise ApiError(
-                "invalid_request",
-                f"Quotas are {', '.join(QUOTA_NAMES)}: a number from 0, or {UNLIMITED}.",
-                field="quota",
-            )
-    return {name: limit for name, limit in {**before, **changes}.items() if limit is not None}
 
 
 def _no_such_user() -> ApiError:

@@ -15,13 +15,11 @@ import pytest
 from pydantic import SecretStr
 
 from broker.accounts.quotas import QuotaExceeded
-from broker.api.shared.quotas import read_quotas
 from broker.bootstrap import database_for
 from broker.errors import ApiError
 from broker.ordering.drafts import BatchDetails, PlannedOrder
 from broker.ordering.files import FileDetails
 from broker.orders import ImageParams, OrderRequest
-from broker.principal import Principal
 from broker.services import Services
 from broker.settings import Settings
 from storage.errors import StorageError
@@ -232,11 +230,12 @@ async def test_tasks_in_flight_are_the_same_after_midnight(tmp_path: Path) -> No
 
 
 HOUSE_KEY = "key-of-the-house-0123456789"
+HOUSE = {"authorization": f"Bearer {HOUSE_KEY}"}
 
 
 async def order_as(broker: ApiBroker, holder: KeyHolder | None, **fields: Any) -> Any:
     """Order over HTTP; without a holder with a key of the operator."""
-    own = holder.headers if holder else {"authorization": f"Bearer {HOUSE_KEY}"}
+    own = holder.headers if holder else HOUSE
     return await broker.client.post(
         CREATE, json={"prompt": "a fox", **fields}, headers={**own, **fields.pop("headers", {})}
     )
@@ -275,7 +274,6 @@ async def test_refusal_says_which_quota_what_is_left_and_when_it_resets(tmp_path
         other = await broker.client.post("/generate", json={"prompt": "a fox"}, headers=ann.headers)
         assert (other.status_code, "0 are left of your quota of 4" in other.text) == (429, True)
         assert (await order_as(broker, None, numberOfImages=6)).status_code == 202, "the operator has no quota"
-        assert await broker.services.quotas.read_state("house:key") == {}
 
 
 async def test_limits_of_a_user_replace_the_defaults_at_once(tmp_path: Path) -> None:
@@ -289,7 +287,9 @@ async def test_limits_of_a_user_replace_the_defaults_at_once(tmp_path: Path) -> 
             assert refused.json()["error"] == (
                 "Your quota is 0 images in work at the same time: ask the operator for more."
             )
-        await set_quota(services, ann, images=None, in_flight="unlimited", usd=1.5, pins=7)
+        limits = {"images": "unlimited", "inFlight": "unlimited", "usd": 1.5, "pins": 7}
+        changed = await broker.client.patch(f"/api/users/{ann.owner}", json={"quota": limits}, headers=HOUSE)
+        assert changed.status_code == 200
         assert (await order_as(broker, ann, numberOfImages=3)).status_code == 202
         state = {
             name: (one.limit, one.used, one.left) for name, one in (await services.quotas.read_state(ann.owner)).items()
@@ -301,10 +301,13 @@ async def test_limits_of_a_user_replace_the_defaults_at_once(tmp_path: Path) -> 
             "pins": (7, 0, 7),
             "bytes": (10**6, 0, 10**6),
         }
-        document = await read_quotas(services.quotas, Principal(owner=ann.owner, is_admin=False, name="ann"))
-        assert document["usd"].to_document() == {
+        me = (await broker.client.get("/api/me", headers=ann.headers)).json()["data"]
+        assert me["user"]["quota"] == {"images": "unlimited", "usd": 1.5, "inFlight": "unlimited", "pins": 7}
+        assert me["quota"]["usd"] == {
             "limit": 1.5, "used": 0.06, "left": 1.44, "resetsAt": "2024-10-05T00:00:00.000Z"
         }  # fmt: skip
+        assert (await broker.client.get("/api/me", headers=key.headers)).json()["data"]["quota"]["images"]["left"] == 2
+        assert (await broker.client.get("/api/me", headers=HOUSE)).json()["data"]["quota"] == {}
         await set_quota(services, ann, images=2, in_flight=9)
         lowered = (await services.quotas.read_state(ann.owner))["images"]
         assert (lowered.limit, lowered.used, lowered.left) == (2, 3, 0)

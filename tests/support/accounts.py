@@ -24,7 +24,9 @@ async def add_key_holder(services: Services, *, name: str = "ann", is_user: bool
     """Add a user with an API key, or a key without a user. quota: of the user."""
     now, key_id, secret = services.clock.now(), new_api_key_id(), new_secret("api_key")
     owner = new_user_id() if is_user else key_id
-    key = ApiKey(id=key_id, digest=digest_of(secret), prefix=secret[:8], name=name, owner=owner, created_at=now)
+    key = ApiKey(
+        id=key_id, digest=digest_of(secret), prefix=secret[:8], name=f"key of {name}", owner=owner, created_at=now
+    )
     statements = [services.tables.api_keys.insert_key(key)]
     if is_user:
         user = User(

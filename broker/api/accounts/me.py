@@ -27,7 +27,9 @@ from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_
 from broker.api.http.request_body import read_json_model
 from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.api.shared.logins import MAX_LOGIN_BYTES, login_client, set_login_cookies
+from broker.api.shared.quotas import read_quotas
 from broker.errors import ApiError
+from broker.ordering.quotas import OwnerQuotas
 
 _SESSION: Final = Parameter(
     "id", "path", "the session's id, which opens nothing", {"type": "string", "pattern": SESSION_ID}
@@ -39,6 +41,7 @@ _BODY_ERRORS: Final = ("invalid_request", "payload_too_large", "rate_limited", "
 class MeRoutes:
     users: UserService
     logins: LoginService
+    quotas: OwnerQuotas
     delete_user: Callable[[str], Awaitable[None]]
     """Deletes a user with everything that the user has made."""
 
@@ -90,10 +93,14 @@ class MeRoutes:
         ]
 
     async def get_me(self, request: Request) -> Response:
-        """Get the sender of this request: a user, a key, or the operator."""
+        """Get the sender of this request: a user, a key, or the operator.
+
+        `quota` is what is left of each quota now; it is empty for the operator. `user.quota` has the limits that an
+        admin set.
+        """
         principal = principal_of(request)
         user = await self.users.get(principal.user_id) if principal.user_id else None
-        return data_response(MeData.from_principal(principal, user))
+        return data_response(MeData.from_principal(principal, user, await read_quotas(self.quotas, principal)))
 
     async def delete_me(self, request: Request) -> Response:
         """Delete one's own account with everything in it.

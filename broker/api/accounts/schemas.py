@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.alias_generators import to_camel
 
 from broker.accounts import names, passwords
-from broker.accounts.users import MAX_QUOTA, QUOTA_NAMES, QuotaLimit, UserChanges
+from broker.accounts.quotas import MAX_QUOTA, QUOTA_NAMES, QuotaLimit
+from broker.accounts.users import UserChanges
 from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import ParsedText
 from broker.api.shared.logins import PasswordText, UserNameText
+from broker.api.shared.quotas import Quotas
 from broker.presenter import Absent, Moment, OneOf, ResponseModel
 from broker.principal import Principal
 from storage import ids
@@ -157,10 +159,11 @@ class MeData(ResponseModel):
     is_admin: bool
     user: Annotated[UserData | None, Field(description="null for the operator's keys and keys without a user")]
     session_id: Annotated[SessionId | None, Field(description="null for keys")]
+    quota: Quotas
 
     @classmethod
-    def from_principal(cls, principal: Principal, user: User | None) -> Self:
-        return cls.from_object(principal, user=UserData.from_user(user) if user else None)
+    def from_principal(cls, principal: Principal, user: User | None, quota: Quotas) -> Self:
+        return cls.from_object(principal, user=UserData.from_user(user) if user else None, quota=quota)
 
 
 class SessionData(ResponseModel):

@@ -42,7 +42,7 @@ class ErrorField(ResponseModel):
     message: str
 
 
-class QuotaData(ResponseModel):
+class QuotaStatus(ResponseModel):
     """One quota of a user or an API key. The amounts of usd are in USD."""
 
     limit: Annotated[int | float | None, Field(description="null: no limit")]
@@ -51,7 +51,7 @@ class QuotaData(ResponseModel):
     resets_at: Annotated[Moment | None, Field(description="of a daily quota; null for the others")]
 
 
-class ExceededQuota(QuotaData):
+class ExceededQuota(QuotaStatus):
     name: Annotated[str, OneOf(QUOTA_NAMES)]
 
 

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from broker.api.http.responses import QuotaData
+from broker.api.http.responses import QuotaStatus
 from broker.api.shared.models import SnakeResponseModel
 from broker.ordering.quotas import OwnerQuotas
 from broker.presenter import Moment
 from broker.principal import Principal
 
 Quotas = Annotated[
-    dict[str, QuotaData],
+    dict[str, QuotaStatus],
     Field(description="by name: images and usd per day (UTC), in_flight, pins, bytes; empty for the operator"),
 ]
 
@@ -30,10 +30,10 @@ class SnakeQuota(SnakeResponseModel):
 SnakeQuotas = Annotated[dict[str, SnakeQuota], Field(description="as in GET /api/me; empty for the operator")]
 
 
-async def read_quotas(quotas: OwnerQuotas, principal: Principal) -> dict[str, QuotaData]:
+async def read_quotas(quotas: OwnerQuotas, principal: Principal) -> dict[str, QuotaStatus]:
     """Return the value of a field of type `Quotas`."""
     states = await quotas.read_state(principal.owner)
-    return {name: QuotaData.from_object(state) for name, state in states.items()}
+    return {name: QuotaStatus.from_object(state) for name, state in states.items()}
 
 
 async def read_snake_quotas(quotas: OwnerQuotas, principal: Principal) -> dict[str, SnakeQuota]:
