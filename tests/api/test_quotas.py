@@ -25,7 +25,7 @@ from broker.settings import Settings
 from storage.errors import StorageError
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of
-from storage.limits.owner_usage import MIN_STORED_BYTES
+from storage.limits.owner_usage import MIN_STORED_BYTES, OwnerLimits, OwnerUse
 from storage.sql.database import Statement
 from storage.sql.scope import Scope
 from tests.support.accounts import KeyHolder, add_key_holder, set_quota
@@ -216,6 +216,16 @@ async def test_order_that_is_written_after_midnight_counts_on_the_day_of_its_cre
         assert [(await used(services, ann.owner, 20_000 - n))[0] for n in (0, 1)] == [2, 1]
 
 
+async def test_usage_of_old_days_is_deleted(tmp_path: Path) -> None:
+    async with still(tmp_path, ManualClock(NOON)) as services:
+        for day in (19_599, 20_000):
+            adding = services.tables.owner_usage.reserve("key_1", day, OwnerUse(images=1), OwnerLimits())
+            await services.database.transact(adding)
+        await services.worker.retention.delete_leftovers()
+        rows = await services.database.fetch("SELECT day FROM owner_usage")
+        assert [row["day"] for row in rows] == [20_000]
+
+
 async def test_tasks_in_flight_are_the_same_after_midnight(tmp_path: Path) -> None:
     clock = ManualClock(MIDNIGHT - 1)
     async with still(tmp_path, clock, user_in_flight=2, **RATE) as services:
@@ -387,6 +397,10 @@ async def test_uploads_need_room_part_by_part(brokers: tuple[Services, Services]
     ann = await add_key_holder(brokers[0], bytes=MIN_STORED_BYTES + len(data))
     with pytest.raises(QuotaExceeded):
         await files.begin_upload(ann.owner, FileDetails(), 2 * len(data) + MIN_STORED_BYTES)
+    bob = await add_key_holder(brokers[0], name="bob", bytes=MIN_STORED_BYTES)
+    upload = await files.begin_upload(bob.owner, FileDetails(), None)
+    assert await refused_quota(files.append_part(upload, 0, as_chunks(bytes(MIN_STORED_BYTES + 1)))) == "bytes"
+    assert await brokers[0].blobs.list_owners(-60.0) == [], "a refused part is not stored"
     first = await files.store(ann.owner, as_chunks(png()), FileDetails())
     upload = await files.begin_upload(ann.owner, FileDetails(), len(data))
     upload = await files.append_part(upload, 0, as_chunks(data[:half]))

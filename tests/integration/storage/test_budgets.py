@@ -68,6 +68,7 @@ async def test_first_reservation_of_a_day_obeys_the_limit_too(processes: list[An
     assert await Budgets(database).get_used(TODAY) == 0
     assert await reserve(database, DOLLAR)
     assert not await reserve(database, 1)
+    assert await reserve(database, 0, limit=1), "what costs nothing fits in a day that cost more than its limit"
     assert await reserve(database, 1, day=TODAY + 1), "the next day has its own budget"
 
 
