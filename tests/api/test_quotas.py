@@ -121,7 +121,7 @@ async def test_batch_fits_as_a_whole_or_not_at_all_and_a_repeated_order_counts_o
 
     async def order_batch(images: int) -> int:
         requests = [replace(FOX, params=ImageParams(prompt=f"fox {number}")) for number in range(images)]
-        orders = [PlannedOrder(request=one, plan=await brokers[0].orders.plan(one)) for one in requests]
+        orders = [PlannedOrder(request=one, plan=await brokers[0].orders.plan(ann.owner, one)) for one in requests]
         return len((await brokers[0].orders.create_together(ann.owner, orders, details)).tasks)
 
     assert await refused_quota(order_batch(7)) == "images"
