@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AwareDatetime, TypeAdapter
 
 from broker.reports import Billed
+from webhooks.redaction import Redactor
 from webhooks.strict_json import check_values
 
 State = Literal["running", "done", "failed", "unknown"]
@@ -31,6 +32,8 @@ MAX_CANDIDATES: Final = 1000
 """Strings examined in search of URLs; bounds the work on a hostile body."""
 MAX_TEXT_CHARS: Final = 2**16
 """Of all texts beside a result together; each response about the task repeats them."""
+MAX_REDACTED_CHARS: Final = 2**19
+"""Of a message that is searched for secrets: so many that a secret cut in two is not within what is stored."""
 MAX_SALVAGED_CHARS: Final = 2**20
 MAX_ITEMS: Final = 8
 """Items of a list that are read, and names of a failure that are kept."""
@@ -325,7 +328,9 @@ def salvage_record(broken: str) -> Mapping[str, Any]:
 
 def redact(words: str, secrets: Iterable[str] = ()) -> str:
     """Return a provider's message fit to be stored: no key, no query of a URL (it may hold a token), one short line."""
-    for secret in filter(None, secrets):
+    known = [secret for secret in secrets if secret]
+    for secret in known:
         words = words.replace(secret, "[secret]")
+    words = Redactor(known).redact(words[:MAX_REDACTED_CHARS])  # as JSON or a URL within the message spells it
     words = _QUERY.sub(r"\1?…", words[:4000])
     return "".join(char if char.isprintable() else " " for char in words)[:500]

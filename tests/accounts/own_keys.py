@@ -20,8 +20,8 @@ from storage.attempts import Attempt
 from storage.ids import new_api_key_id
 from tests.support.brokers import RunningBroker, open_broker
 
-HOUSE_KEY = "canary-key-of-the-house"
-ADMIN_KEY = "canary-admin-key-0123456789"
+HOUSE_KEY = "planted-key-of-the-house"
+ADMIN_KEY = "planted-admin-key-0123456789"
 
 
 @dataclass(frozen=True, kw_only=True)

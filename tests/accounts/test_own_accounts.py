@@ -12,7 +12,7 @@ from tests.accounts.own_keys import HOUSE_KEY, Market, open_market, serve_emulat
 
 pytestmark = pytest.mark.anyio
 
-ALICE, BOB = "canary-key-of-alice-0001", "canary-key-of-bob-000002"
+ALICE, BOB = "planted-key-of-alice-0001", "planted-key-of-bob-000002"
 KEYS = (HOUSE_KEY, ALICE, BOB)
 
 
@@ -56,7 +56,7 @@ async def test_each_order_is_submitted_and_asked_for_with_the_key_of_its_owner(
 
 async def test_refused_and_limited_keys_hold_up_nobody_else(tmp_path: Path) -> None:
     """Their orders go to the operator's key, which is provably the first that is billed."""
-    limited = "canary-key-limited-0003"
+    limited = "planted-key-limited-0003"
     async with open_market(tmp_path, kie={"key_windows": {limited: 0}}, daily_budget=1.0) as market:
         alice, bob, carol = [await market.add_caller(name) for name in ("alice", "bob", "carol")]
         await alice.set_key("kie", ALICE)

@@ -13,10 +13,11 @@ from broker.providers.registry import SANDBOX
 from tests.accounts.own_keys import open_market
 from tests.support.brokers import still
 from tests.support.clock import ManualClock
+from tests.support.planted_secrets import find_secrets
 
 pytestmark = pytest.mark.anyio
 
-ALICE, BOB = "canary-key-of-alice-0001", "canary-key-of-bob-000002"
+ALICE, BOB = "planted-key-of-alice-0001", "planted-key-of-bob-000002"
 PATH = "/api/me/provider-keys"
 
 
@@ -58,17 +59,17 @@ async def test_keys_are_tested_when_they_are_set_and_shown_to_their_owner_alone(
         wrong: list[Any] = [
             {},
             {"key": 1},
-            {"key": "canary short"},
-            {"key": ALICE, "more": "canary"},
-            ["canary"],
-            "canary",
+            {"key": "planted- short"},
+            {"key": ALICE, "more": "planted-"},
+            ["planted-"],
+            "planted-",
         ]
         for body in wrong:
             assert (await call(alice, "PUT", f"{PATH}/kie", json=body))[0] == 400
         assert (await call(alice, "PUT", f"{PATH}/nothing", json={"key": ALICE}))[0] == 404
         stranger = market.broker.client
         assert (await stranger.get(PATH)).status_code == 401
-        assert not any("canary" in text for text in texts)
+        assert not any(find_secrets(text.encode()) for text in texts)
 
 
 async def test_own_key_never_falls_back_to_the_sandbox(tmp_path: Path, clock: ManualClock) -> None:

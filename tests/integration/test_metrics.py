@@ -279,9 +279,7 @@ async def test_one_process_queries_the_balance_for_all(tmp_path: Path) -> None:
         assert not await balances.tables.periodic_jobs.try_acquire(
             "balance", now=broker.services.clock.now(), every=balance.REFRESH_SECONDS
         )
-        async with open_api(
-            tmp_path, kie_keys="test-key"
-        ) as other:  # another process on the same database, which sends no query
+        async with open_api(tmp_path) as other:  # another process on the same database, which sends no query
             page = (await other.client.get("/metrics")).text
     assert re.search(r'broker_provider_credits{.*provider="kie".*} \d', page)
 

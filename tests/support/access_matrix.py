@@ -69,7 +69,6 @@ KINDS: Final = (
 """Start of a path → the kind of object that its id names; the first match counts."""
 WITHOUT_OBJECT: Final = (
     r"/api/webhook/\{provider\}|/api/providers/\{name\}|/docs/\{file\}|/upload/v1(beta)?/files/\{upload\}|"
-    r"/api/me/provider-keys/\{provider\}|"  # those of the sender, whatever the name
     r"/fal/storage/uploads/\{id\}/file|/v1(beta)?/models/|/v1/deployments/|/fal/run/\{app:path\}|"
     r"/fal/\{owner\}/\{alias\}(/\{endpoint\})?$|/api/me/provider-keys/\{provider\}"
 )
