@@ -243,7 +243,7 @@ async def rotate_keys(keys: ProviderKeys, vault: KeyVault, *, drop_unreadable: b
                 continue
             unreadable += 1
             if drop_unreadable:
-                await keys.database.transact(*keys.delete_keys([key.id]))
+                await keys.database.transact(*keys.delete_key(key))
         last = page[-1].id
     return RotationCount(sealed_again=again, current=counts.get(current, 0), unreadable=unreadable)
 

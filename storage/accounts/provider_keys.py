@@ -7,9 +7,9 @@ for as long as a job that it started is not stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, insert_row
@@ -108,7 +108,7 @@ class ProviderKeys:
         return [
             Statement(sql=lock, params=params),
             Statement(sql=retire, params=params, must_change=True),
-            *self._delete_unused("id = :id", params),
+            *_delete_where(f"id = :id AND NOT {_HAS_JOBS}", {"id": key.id}),
         ]
 
     def reseal_key(self, key: ProviderKey, sealed: str, sealing_key: str) -> Statement:
@@ -120,24 +120,23 @@ class ProviderKeys:
             must_change=True,
         )
 
-    def delete_keys(self, ids: Sequence[str]) -> list[Statement]:
-        """Delete keys at once, whatever needs them."""
-        return [
-            statement
-            for key_id in ids
-            for statement in (
-                Statement(sql="DELETE FROM provider_keys WHERE id = :id", params={"id": key_id}),
-                Statement(sql="DELETE FROM provider_limits WHERE key_id = :id", params={"id": key_id}),
-            )
-        ]
+    def delete_key(self, key: ProviderKey) -> list[Statement]:
+        """Delete a key at once, whatever needs it."""
+        return _delete_where("id = :id", {"id": key.id})
+
+    def delete_of_owner(self, owner: str) -> list[Statement]:
+        """Delete all keys of an owner at once, whatever needs them."""
+        return _delete_where("owner = :owner", {"owner": owner})
 
     async def delete_unused(self) -> None:
         """Delete the retired keys that no job needs any more."""
-        await self.database.transact(*self._delete_unused("1 = 1", {}))
+        await self.database.transact(*_delete_where(f"retired_at IS NOT NULL AND NOT {_HAS_JOBS}", {}))
 
-    def _delete_unused(self, which: str, params: dict[str, object]) -> list[Statement]:
-        unused = f"SELECT id FROM provider_keys WHERE {which} AND retired_at IS NOT NULL AND NOT {_HAS_JOBS}"
-        return [
-            Statement(sql=f"DELETE FROM provider_limits WHERE key_id IN ({unused})", params=params),
-            Statement(sql=f"DELETE FROM provider_keys WHERE id IN ({unused})", params=params),
-        ]
+
+def _delete_where(condition: str, params: Mapping[str, Any]) -> list[Statement]:
+    """Return the statements that delete keys, and what their limits are counted in."""
+    limits = f"SELECT account, id FROM provider_keys WHERE {condition}"
+    return [
+        Statement(sql=f"DELETE FROM provider_limits WHERE (provider, key_id) IN ({limits})", params=params),
+        Statement(sql=f"DELETE FROM provider_keys WHERE {condition}", params=params),
+    ]

@@ -196,3 +196,21 @@ async def test_key_whose_row_was_changed_is_used_for_nothing(tmp_path: Path) -> 
         tasks = [await alice.order("of alice"), await bob.order("of bob")]
         assert {data["status"] for data in await wait_all(market, tasks)} == {"completed"}
         assert await market.keys_of_jobs(KEYS) == {"of alice": HOUSE_KEY, "of bob": BOB}
+
+
+async def test_own_account_needs_nothing_of_the_daily_budget(tmp_path: Path) -> None:
+    """An order that the operator cannot pay goes to the owner's account alone."""
+    async with open_market(tmp_path, daily_budget=0.001) as market:
+        alice, bob = await market.add_caller("alice"), await market.add_caller("bob")
+        await alice.set_key("kie", ALICE)
+        order = {"prompt": "of bob"}
+        assert (await bob.client.post("/api/generate/image", json=order)).json()["code"] == "quota_exceeded"
+        task = await alice.order("of alice")
+        stored = await market.services.tables.tasks.get(task)
+        assert stored is not None
+        assert (len(stored.candidates), stored.reserved) == (1, 0)
+        assert (await market.broker.wait_end(task))["status"] == "completed"
+        market.emulators.refused.add(ALICE)
+        failed = await market.broker.wait_end(await alice.order("refused"))
+        assert failed["errorDetail"]["code"] == "provider_auth", "the operator's key is not used beyond the budget"
+        assert await market.keys_of_jobs(KEYS) == {"of alice": ALICE}

@@ -62,9 +62,9 @@ CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
 CREATE INDEX tasks_turns ON tasks (provider, caller, priority DESC, due_at, id) WHERE state = 'queued';
 CREATE INDEX tasks_served ON tasks (provider, caller, sent_at) WHERE sent_at IS NOT NULL;
 CREATE INDEX tasks_prepared ON tasks (provider, caller, lease_until) WHERE state = 'queued' AND lease_until > 0;
-CREATE INDEX tasks_queue_deadline ON tasks (deadline_at) WHERE state = 'queued';
--- the same for accounts of users, few of which have any
-CREATE INDEX tasks_own_queue ON tasks (provider, due_at, id) WHERE state = 'queued' AND provider LIKE '%@%';
+CREATE INDEX tasks_queue_deadline ON tasks (state, deadline_at) WHERE state = 'queued';
+-- the same for accounts of users, few of which have any; with the state, or SQLite prefers an index of all queued tasks
+CREATE INDEX tasks_own_queue ON tasks (state, provider, due_at, id) WHERE state = 'queued' AND provider LIKE '%@%';
 -- jobs that occupy a slot at the provider
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
 CREATE INDEX tasks_newest ON tasks (created_at, id);

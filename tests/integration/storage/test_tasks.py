@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from storage.accounts.owner_locks import lock_owner_account
+from storage.accounts.provider_keys import ProviderKey, ProviderKeys
 from storage.attempts import Attempt, Attempts
 from storage.batches import Batches, StoredBatch
 from storage.callbacks import Callbacks, StoredCallback
@@ -23,7 +24,7 @@ from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliverySt
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
-from storage.ids import new_user_id
+from storage.ids import new_provider_key_id, new_user_id
 from storage.images import Images, StoredImage
 from storage.limits.budgets import Budgets
 from storage.limits.owner_usage import OwnerLimits, OwnerUsage, OwnerUse
@@ -480,7 +481,7 @@ async def _grow(database: Any) -> None:
     )
     inner = database.inner
     await inner.transact(UploadedFiles(inner).insert_file(_a_file()), insert_row("resumable_uploads", _an_upload()))
-    await inner.transact(Batches(inner).insert_batch(_a_batch()))
+    await inner.transact(Batches(inner).insert_batch(_a_batch()), ProviderKeys(inner).insert_key(_a_provider_key()))
     await inner.transact(OwnerUsage(inner).reserve("me", 1, OwnerUse(images=1), OwnerLimits()))
     conversations, turns = Conversations(inner), Turns(inner)
     await conversations.insert_if_fewer(_a_conversation(), 5)
@@ -503,6 +504,11 @@ async def _grow(database: Any) -> None:
         ("owner_usage", "'owner', md5(g::text), 'day', 99999"),
         ("conversations", "'id', md5(g::text), 'owner', md5(g::text), 'updated_at', 9e9"),
         ("turns", "'id', md5(g::text), 'conversation_id', md5(g::text), 'batch', md5(g::text)"),
+        (
+            "provider_keys",
+            "'id', md5(g::text), 'owner', md5(g::text), 'account', md5(g::text), 'sealed', repeat('x', 700), "
+            "'sealing_key', 'y'",
+        ),
         ("idempotency", "'key', md5(g::text), 'created_at', 9e9"),
         ("deliveries", "'id', md5(g::text), 'task_id', md5(g::text), 'created_at', g, 'ended_at', 9e9, 'due_at', NULL"),
         ("delivery_attempts", "'delivery_id', md5(g::text)"),
@@ -571,6 +577,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await TaskQueue(database).claim("kie", now=NOW, lease=lease(until=NOW), limit=5)
     await TaskQueue(database).claim_movable("kie", ["fal"], now=NOW, lease=lease(until=NOW), limit=5)
     assert await TaskQueue(database).list_providers() == ["kie"]
+    assert await TaskQueue(database).list_own_lanes(after="", now=NOW, limit=5) == {}
     await rows.claim_overdue(now=NOW + 1000, lease=lease(until=NOW), limit=5)
     await rows.renew([(task.id, "me")], NOW)
     await retention.shorten_retention(60.0, after="", limit=5)
@@ -645,6 +652,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(images.delete_of_owners(["x"]))
     await _use_deliveries(Deliveries(database))
     await _use_files(UploadedFiles(database), ResumableUploads(database))
+    await _use_own_accounts(ProviderKeys(database))
     await _use_batches(Batches(database))
     await _use_conversations(Conversations(database), Turns(database), images, task)
 
@@ -756,6 +764,37 @@ async def _use_files(files: UploadedFiles, uploads: ResumableUploads) -> None:
     assert await uploads.owners_with_uploads([upload.owner, "x"]) == {upload.owner}
     assert await files.delete(file)
     await uploads.delete(upload)
+
+
+async def _use_own_accounts(keys: ProviderKeys) -> None:
+    key = _a_provider_key()
+    await keys.database.transact(keys.insert_key(key))
+    await keys.find_active(key.owner, key.provider)
+    await keys.list_active(key.owner)
+    await keys.list_of_owner(key.owner)
+    await keys.list_of_account(key.account)
+    await keys.list_sealed_by_others("another", after="", limit=5)
+    attempt = Attempt(task_id=f"task_{9:032x}", number=1, provider=key.account, key_id=key.id, sent_at=NOW)
+    reserving = ProviderLimits(keys.database).reserve_submission(
+        attempt, AccountLimits(creates_per_window=5, concurrency=5)
+    )
+    await keys.database.transact(*reserving, keys.reseal_key(key, "again", "another"))
+    await keys.database.transact(*keys.retire_key(key, NOW), *keys.delete_key(key), *keys.delete_of_owner(key.owner))
+    await keys.delete_unused()
+
+
+def _a_provider_key() -> ProviderKey:
+    return ProviderKey(
+        id=new_provider_key_id(),
+        owner="user",
+        provider="kie",
+        account="kie@1",
+        sealed="x" * 700,
+        sealing_key="y",
+        last_four="0001",
+        is_verified=True,
+        created_at=NOW,
+    )
 
 
 async def _use_deliveries(deliveries: Deliveries) -> None:
