@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from broker.accounts.credentials import IDLE_SECONDS
 from broker.accounts.names import MAX_EMAIL_CHARS, lookup_key
 from broker.accounts.passwords import PasswordHasher, check_new_password, is_too_long
 from broker.accounts.secret_texts import digest_of, has_use, new_secret
@@ -134,7 +135,7 @@ class LoginService:
     async def list_sessions(self, user_id: str) -> list[Session]:
         """Return the sessions that are not over, the one used last first."""
         now = self.clock.now()
-        return [one for one in await self.sessions.list_of_user(user_id) if now < one.expires_at]
+        return await self.sessions.list_alive(user_id, now, idle_since=now - IDLE_SECONDS)
 
     async def revoke(self, user_id: str, session_id: str) -> None:
         """End one session of a user. Raises `ApiError("not_found")` if it is none of the user's."""
@@ -157,7 +158,7 @@ class LoginService:
         user = await self.users.get(user_id)
         if user is None:
             raise ApiError("not_found", "This account is gone.")
-        admission = await self.throttle.acquire_confirmation(user.name_key, session_id or "key")
+        admission = await self.throttle.acquire_confirmation(user_id, session_id or "key")
         if not await self._verify(user, password):
             raise ApiError("forbidden", "The password is wrong.", field="password", message_key="password_wrong")
         await self.database.transact(*self.throttle.end_series(admission))

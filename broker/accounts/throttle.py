@@ -22,7 +22,7 @@ import hmac
 import ipaddress
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker.clock import Clock
@@ -41,6 +41,8 @@ PER_ACCOUNT_FIRST: Final = Allowance(burst=10, interval=1.0)
 PER_ACCOUNT_LATER: Final = Allowance(burst=10, interval=10.0)
 STRANGERS_FIRST: Final = Allowance(burst=100, interval=0.2)
 STRANGERS_LATER: Final = Allowance(burst=20, interval=1.0)
+RIGHT_PASSWORDS_PER_ACCOUNT: Final = Allowance(burst=30, interval=2.0)
+"""Used up by right passwords alone, so by no stranger: a program that logs in for every request would hash all day."""
 REGISTRATIONS_PER_ADDRESS: Final = Allowance(burst=10, interval=60.0)
 REGISTRATIONS: Final = Allowance(burst=50, interval=2.0)
 
@@ -71,6 +73,8 @@ class LoginRule:
     """What an attempt must pass: a series, and allowances by their keys."""
 
     series: str
+    successes: str
+    """Key of the allowance that a right password takes from."""
     always: Mapping[str, Allowance] = field(default_factory=dict)
     first: Mapping[str, Allowance] = field(default_factory=dict)
     """For the first attempts of the series."""
@@ -79,7 +83,7 @@ class LoginRule:
 
     @property
     def keys(self) -> list[str]:
-        return [self.series, *self.always, *self.first, *self.later]
+        return [self.series, self.successes, *self.always, *self.first, *self.later]
 
     def allowances(self, failures: int) -> dict[str, Allowance]:
         """Return the allowances of the next attempt after a number of them."""
@@ -90,7 +94,7 @@ class LoginRule:
 class LoginAdmission:
     """An attempt that was counted, whose password may be looked at."""
 
-    series: str
+    rule: LoginRule
     taken: Mapping[str, Allowance]
     is_known_device: bool = False
 
@@ -113,12 +117,13 @@ class LoginThrottle:
         address, device = self._address_digest(client.address), self._device_digest(client.device or "")
         by_address = self._key("series", account, address)
         of_address = {self._key("address", address): PER_ADDRESS}
-        of_account = self._key("account", account)
+        of_account, successes = self._key("account", account), self._successes(user_id)
         rules = {
-            "device": LoginRule(series=self._key("series", account, device)),
-            "address": LoginRule(series=by_address, always=of_address),
+            "device": LoginRule(series=self._key("series", account, device), successes=successes),
+            "address": LoginRule(series=by_address, successes=successes, always=of_address),
             "elsewhere": LoginRule(
                 series=by_address,
+                successes=successes,
                 always=of_address,
                 first={f"{of_account}:first": PER_ACCOUNT_FIRST, "strangers:first": STRANGERS_FIRST},
                 later={f"{of_account}:later": PER_ACCOUNT_LATER, "strangers:later": STRANGERS_LATER},
@@ -133,9 +138,9 @@ class LoginThrottle:
                 return admission
         raise _too_fast(FIRST_DELAY_SECONDS)
 
-    async def acquire_confirmation(self, account: str, session_id: str) -> LoginAdmission:
+    async def acquire_confirmation(self, user_id: str, session_id: str) -> LoginAdmission:
         """Count a password that a logged-in user gives again, in a series of the session."""
-        rule = LoginRule(series=self._key("series", account, session_id))
+        rule = LoginRule(series=self._key("series", user_id, session_id), successes=self._successes(user_id))
         for _ in range(MAX_RACES):
             counted = await self.counts.read(rule.keys)
             if admission := await self._count(rule, counted.by_key):
@@ -163,8 +168,10 @@ class LoginThrottle:
         The allowance of all strangers is not given back: it limits the work, and the work was done.
         """
         given_back = {key: one for key, one in admission.taken.items() if not key.startswith("strangers:")}
+        success = self.counts.take_one(admission.rule.successes, RIGHT_PASSWORDS_PER_ACCOUNT, self.clock.now())
         return [
-            self.counts.delete_key(admission.series),
+            self.counts.delete_key(admission.rule.series),
+            replace(success, must_change=False),  # what several took at once is missing later
             *(self.counts.give_back(key, allowance) for key, allowance in given_back.items()),
         ]
 
@@ -181,7 +188,8 @@ class LoginThrottle:
         now, row = self.clock.now(), counted.get(rule.series)
         failures = row.failures if row is not None and row.forget_at > now else 0
         allowances = rule.allowances(failures)
-        if wait := max(_series_wait(row, now), _allowance_wait(counted, allowances, now)):
+        checked = {**allowances, rule.successes: RIGHT_PASSWORDS_PER_ACCOUNT}
+        if wait := max(_series_wait(row, now), _allowance_wait(counted, checked, now)):
             raise _too_fast(wait)
         attempt = LoginAttempts(
             key=rule.series,
@@ -196,10 +204,13 @@ class LoginThrottle:
             )
         except Stale:
             return None
-        return LoginAdmission(series=rule.series, taken=allowances, is_known_device=is_known_device)
+        return LoginAdmission(rule=rule, taken=allowances, is_known_device=is_known_device)
 
     def _take(self, allowances: Mapping[str, Allowance], now: float) -> list[Statement]:
         return [self.counts.take_one(key, allowance, now) for key, allowance in allowances.items()]
+
+    def _successes(self, user_id: str | None) -> str:
+        return self._key("successes", user_id or "")
 
     def _key(self, kind: str, *parts: str) -> str:
         """Return a key in which no name and no address can be read that someone typed."""

@@ -73,9 +73,23 @@ class Sessions:
         )
         return None if row is None else _found_secret(row)
 
-    async def list_of_user(self, user_id: str) -> list[Session]:
-        sql = "SELECT * FROM sessions WHERE user_id = :user ORDER BY last_seen_at DESC, id"
-        return await fetch_as(self.database, Session, sql, user=user_id)
+    async def list_alive(self, user_id: str, now: float, *, idle_since: float) -> list[Session]:
+        """Return the sessions that have a secret which still opens something, the one used last first.
+
+        idle_since: one with a cookie that was not used since then is over.
+        """
+        return await fetch_as(
+            self.database,
+            Session,
+            """SELECT * FROM sessions s WHERE user_id = :user AND expires_at > :now
+                AND (kind <> 'cookie' OR last_seen_at > :idle_since)
+                AND EXISTS (SELECT 1 FROM session_secrets x
+                    WHERE x.session_id = s.id AND x.expires_at > :now AND x.used_at IS NULL)
+                ORDER BY last_seen_at DESC, id""",
+            user=user_id,
+            now=now,
+            idle_since=idle_since,
+        )
 
     async def get(self, session_id: str) -> Session | None:
         return await fetch_one_as(self.database, Session, "SELECT * FROM sessions WHERE id = :id", id=session_id)

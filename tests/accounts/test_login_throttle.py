@@ -20,6 +20,7 @@ from broker.accounts.throttle import (
     MAX_DELAY_SECONDS,
     PER_ACCOUNT_FIRST,
     PER_ADDRESS,
+    RIGHT_PASSWORDS_PER_ACCOUNT,
     SERIES_KEPT_SECONDS,
     STRANGERS_FIRST,
     LoginClient,
@@ -129,6 +130,24 @@ async def test_logins_with_the_right_password_use_nothing_up(services: Services)
     for number in range(PER_ADDRESS.burst + 5):
         await services.users.add(f"user-{number}", PASSWORD)
         assert await outcome_of(services, f"user-{number}", PASSWORD, at(1)) == "ok"
+
+
+async def test_logins_of_one_account_cost_a_known_number_of_hashes(services: Services, clock: ManualClock) -> None:
+    """A program that logs in for every request. A stranger's wrong passwords use nothing of it up."""
+    allowed = RIGHT_PASSWORDS_PER_ACCOUNT.burst
+    for _ in range(allowed):
+        assert await log_in(services, HOME) == "ok"
+    assert await wait_named(services, "ada") == RIGHT_PASSWORDS_PER_ACCOUNT.interval
+    clock.advance(RIGHT_PASSWORDS_PER_ACCOUNT.interval)
+    assert [await log_in(services, HOME) for _ in range(2)] == ["ok", "rate_limited"]
+    (user,) = await services.users.list_page(before=None, limit=1)
+    with pytest.raises(ApiError, match="seconds"):
+        await services.logins.confirm_password(user.id, None, PASSWORD)
+    clock.advance(RIGHT_PASSWORDS_PER_ACCOUNT.full_seconds)
+    for number in range(allowed):
+        await guess(services, "ada", at(number))
+        clock.advance(1.0)
+    assert await log_in(services, HOME) == "ok"
 
 
 async def test_owner_gets_in_while_strangers_guess(services: Services, clock: ManualClock) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from anyio import CapacityLimiter
 
+from broker.accounts.credentials import IDLE_SECONDS
 from broker.accounts.logins import Login
 from broker.accounts.passwords import HASH_THREADS
 from broker.accounts.users import UserChanges
 from broker.errors import ApiError
+from storage.accounts.login_attempts import CLIENT_KEPT_SECONDS
 from storage.accounts.users import User
 from tests.accounts.opening import HOME, PASSWORD, QUICK, Processes, open_processes, outcome_of
 from tests.support.clock import ManualClock
@@ -84,6 +86,38 @@ async def test_refresh_rotates_and_reuse_revokes_the_family(processes: Processes
     assert await processes.one.logins.list_sessions(login.user.id) == []
 
 
+async def test_sessions_end_by_themselves_and_are_deleted(processes: Processes, clock: ManualClock) -> None:
+    """A cookie after a day without use, and after 30 days of use; tokens when nobody refreshes them."""
+    logins, user = processes.one.logins, await add_user(processes)
+    idle = await logins.log_in_with_cookie("ada", PASSWORD, HOME)
+    used = await logins.log_in_with_cookie("ada", PASSWORD, HOME)
+    tokens = await logins.log_in_with_tokens("ada", PASSWORD, HOME)
+    clock.advance(IDLE_SECONDS - 1)
+    assert await is_alive(processes, used) and not await is_alive(processes, tokens)  # the access token
+    clock.advance(1)
+    assert [await is_alive(processes, one) for one in (idle, used)] == [False, True]
+    assert {one.id for one in await logins.list_sessions(user.id)} == {used.session.id, tokens.session.id}
+    clock.advance(6 * IDLE_SECONDS)
+    assert tokens.tokens is not None
+    assert await refused(logins.refresh(tokens.tokens.refresh)) == "unauthorized"
+    again = await logins.log_in_with_cookie("ada", PASSWORD, HOME)
+    for _ in range(30):
+        assert await is_alive(processes, again)
+        clock.advance(IDLE_SECONDS - 1)
+    assert await is_alive(processes, again)
+    clock.advance(30)
+    assert not await is_alive(processes, again)
+    assert await logins.list_sessions(user.id) == []
+
+    await processes.one.worker.retention.delete_leftovers()
+    for table in ("sessions", "session_secrets", "login_attempts"):
+        assert await processes.one.database.fetch(f"SELECT * FROM {table}") == [], table
+    assert len(await processes.one.database.fetch("SELECT * FROM login_clients")) == 4  # an address, three devices
+    clock.advance(CLIENT_KEPT_SECONDS + 1)
+    await processes.one.worker.retention.delete_leftovers()
+    assert await processes.one.database.fetch("SELECT * FROM login_clients") == []
+
+
 async def test_what_ends_sessions(processes: Processes) -> None:
     user = await add_user(processes)
     logins, users = processes.one.logins, processes.one.users
@@ -134,7 +168,7 @@ async def test_login_does_not_survive_what_happens_while_its_password_is_verifie
                 await asyncio.sleep(0)
             await change(user.id)
         assert await trying == "unauthorized", name
-        assert await one.tables.sessions.list_of_user(user.id) == []
+        assert await one.logins.list_sessions(user.id) == []
 
 
 @asynccontextmanager

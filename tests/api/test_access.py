@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import HTTPConnection
 
 from broker.accounts.credentials import Credentials
-from broker.api.http.auth import Authenticator, is_direct_call, require_principal
+from broker.api.http.auth import Authenticator, client_address, is_direct_call, require_principal
 from broker.api.http.endpoint import Endpoint
 from broker.bootstrap import database_for, load_settings
 from broker.clock import SystemClock
@@ -292,6 +292,28 @@ async def test_the_router_enforces_the_declared_access(tmp_path: Path) -> None:
                 assert (await broker.client.request(method, path)).status_code != 401, path
             else:
                 assert answer.status_code in {200, 400, 404}, path
+
+
+FORWARDED = ("x-forwarded-for", "6.6.6.6, 203.0.113.9")
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "address"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", [FORWARDED], "203.0.113.9"),
+        ("172.18.0.2", [FORWARDED], "203.0.113.9"),
+        ("::1", [("x-forwarded-for", "6.6.6.6"), FORWARDED], "203.0.113.9"),
+        ("127.0.0.1", [("x-forwarded-for", " ")], "127.0.0.1"),
+        ("8.8.8.8", [FORWARDED], "8.8.8.8"),
+        (None, [], ""),
+    ],
+)
+def test_address_of_a_client_is_what_our_own_proxy_saw(
+    peer: str | None, headers: list[tuple[str, str]], address: str
+) -> None:
+    """A client can send the header, too: what it wrote stands before the proxy's word, or comes from the internet."""
+    assert client_address(request(HOST, *headers, peer=peer)) == address
 
 
 async def test_only_the_routes_of_the_contract_are_open(tmp_path: Path) -> None:
