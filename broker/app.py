@@ -22,6 +22,7 @@ from broker.api.admin.callbacks import CallbackInboxRoutes
 from broker.api.admin.costs import CostRoutes
 from broker.api.admin.deliveries import DeliveryRoutes
 from broker.api.admin.providers import ProviderRoutes
+from broker.api.admin.visibility import VisibilityReader
 from broker.api.callbacks import CallbackRoutes
 from broker.api.dialects.banana_service import banana_service_dialect
 from broker.api.dialects.chat_service import chat_service_dialect
@@ -113,6 +114,7 @@ def build_app(services: Services) -> Starlette:
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
     """Return the native dialect; its endpoints are matched in this order."""
     clock, queries, messages = services.clock, services.queries, services.presenter.messages
+    visibility = VisibilityReader(owners=services.tables.owners, has_accounts=services.credentials.has_accounts)
     models = ModelRoutes(
         clock=clock,
         catalog=services.catalog,
@@ -145,19 +147,11 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         render_error=partial(error_response, messages),
         error_model=ErrorResponse,
         endpoints=[
-            *_task_endpoints(services, messages),
+            *_task_endpoints(services, messages, visibility),
             *models.endpoints(),
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
-            *CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks).endpoints(),
-            *CostRoutes(
-                clock=clock,
-                ledger=services.tables.ledger,
-                budget=services.budget,
-                unit_of=services.presenter.unit_of,
-            ).endpoints(),
-            *DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries).endpoints(),
-            *_provider_endpoints(services),
+            *_operator_endpoints(services, visibility),
             *_account_endpoints(services),
             *RootRoutes.load(messages, pretend_pictures=services.settings.sandboxed).endpoints(),
             *health.endpoints(),
@@ -166,7 +160,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
 
 
-def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
+def _task_endpoints(services: Services, messages: Messages, visibility: VisibilityReader) -> list[Endpoint]:
     cache = TaskCache(clock=services.clock, queries=services.queries, eta=services.eta, presenter=services.presenter)
     tasks = TaskRoutes(
         orders=services.orders,
@@ -176,6 +170,7 @@ def _task_endpoints(services: Services, messages: Messages) -> list[Endpoint]:
         pins=services.pins,
         catalog=services.catalog,
         cache=cache,
+        visibility=visibility,
         messages=messages,
         max_form_bytes=max_form_bytes(services.catalog, services.settings.max_file_size),
     )
@@ -193,20 +188,27 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
     ]
 
 
-def _provider_endpoints(services: Services) -> list[Endpoint]:
-    admin = ProviderAdmin(
+def _operator_endpoints(services: Services, visibility: VisibilityReader) -> list[Endpoint]:
+    unit_of = services.presenter.unit_of
+    inbox = CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks, visibility=visibility)
+    costs = CostRoutes(
+        clock=services.clock,
+        ledger=services.tables.ledger,
+        owners=services.tables.owners,
+        budget=services.budget,
+        unit_of=unit_of,
+    )
+    deliveries = DeliveryRoutes(clock=services.clock, deliveries=services.tables.deliveries, visibility=visibility)
+    attempts = AttemptRoutes(queries=services.queries, attempts=services.tables.attempts, unit_of=unit_of)
+    providers = ProviderAdmin(
         clock=services.clock,
         tables=services.tables,
         router=services.router,
         balances=services.balances,
         registry=services.registry,
     )
-    attempts = AttemptRoutes(
-        queries=services.queries,
-        attempts=services.tables.attempts,
-        unit_of=lambda provider: services.registry.terms(provider).unit,
-    )
-    return [*attempts.endpoints(), *ProviderRoutes(providers=admin).endpoints()]
+    parts = (inbox, costs, deliveries, attempts, ProviderRoutes(providers=providers))
+    return [endpoint for part in parts for endpoint in part.endpoints()]
 
 
 def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:

@@ -171,6 +171,11 @@ class DownloadError(Exception):
         super().__init__(message)
         self.code = code
 
+    @property
+    def reason(self) -> str:
+        """Return the message without the address, which can open what is behind it."""
+        return str(self).rpartition(": ")[2][:200]
+
 
 class EgressBlocked(DownloadError):
     """The address is private, special or malformed; nothing was sent to it."""

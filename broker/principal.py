@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storage.ids import HOUSE_PREFIX, USER_ID
-from storage.sql.scope import EVERYTHING, HOUSE, Scope
+from storage.sql.scope import EVERYTHING, HOUSE, Scope, is_private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ class Principal:
     def own_scope(self) -> Scope:
         """What it has made itself; of the operator, what all keys of the settings and trusted calls have made."""
         return HOUSE if self.is_operator else Scope(owner=self.owner)
+
+    def may_read(self, owner: str) -> bool:
+        """Return whether it may read the prompts, images and ids of an owner's tasks: its own, for an admin the
+        operator's, and everyone's by setting.
+        """
+        return self.sees_content or owner == self.owner or (self.is_admin and not is_private(owner))
 
     @property
     def oversight(self) -> Scope:

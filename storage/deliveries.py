@@ -29,14 +29,15 @@ class DeliveryStatus(StrEnum):
 class Delivery:
     """One webhook. Moments (`_at`) are seconds since the epoch.
 
-    id: its `webhook-id`. url: may hold a secret of the receiver. host: with port. body: as it is sent. format: the name
-    of its body's shape and signature.
+    id: its `webhook-id`. caller: owner of the task. url: may hold a secret of the receiver. host: with port. body: as
+    it is sent. format: the name of its body's shape and signature.
     due_at: of the next attempt; None if none follows. schedule_step: attempts of this schedule. attempts: all of
     them, with those of replays. last_status: of the last response, if any.
     reason: why it is not delivered yet, in a few words.
     """
 
     id: str
+    caller: str
     task_id: str
     type: str
     url: str

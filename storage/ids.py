@@ -61,6 +61,16 @@ def owner_key(owner: str) -> tuple[str, str]:
 
 HOUSE_PREFIX: Final = "house:"
 """Begins the owners that stand for the operator: configured keys, direct calls from this machine, anonymous access."""
+DELETED_OWNER: Final = "deleted"
+"""Owner of what is kept about the tasks of deleted accounts: counts and amounts."""
+SHOWN_DIGITS: Final = 8
+"""Of a shortened id."""
+
+
+def shorten_id(task_id: str) -> str:
+    """Return the beginning of the id of a task: it tells tasks apart, and opens nothing."""
+    prefix, _, number = task_id.partition("_")
+    return f"{prefix}_{number[:SHOWN_DIGITS]}"
 
 
 def new_user_id() -> str:

@@ -52,8 +52,8 @@ def print_error(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a document on one line, without colours or wrapping."""
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    """Print a document on one line, without colours or wrapping; control characters are escaped."""
+    print(_escape_controls(json.dumps(document, ensure_ascii=False)), flush=True)
 
 
 def print_facts(facts: Mapping[str, str | None], *, width: int = 10) -> None:
@@ -66,7 +66,15 @@ def print_facts(facts: Mapping[str, str | None], *, width: int = 10) -> None:
 def format_json(document: Any) -> str:
     """Return indented JSON in which control characters are escaped."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return _escape_controls(text)
+
+
+def _escape_controls(text: str) -> str:
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    )
 
 
 def clear_screen() -> None:

@@ -140,6 +140,8 @@ def deployment_warnings(settings: Settings, python: tuple[Any, ...]) -> Iterator
         yield "other machines can reach the broker but not use it without an account: set BROKER_API_KEYS, or add users"
     if settings.registration == "open":
         yield "everyone who reaches the broker may register and order images (BROKER_REGISTRATION)"
+    if settings.admin_sees_content:
+        yield "admins read the prompts and pictures of all accounts (BROKER_ADMIN_SEES_CONTENT)"
     if settings.webhook_base_url and is_private_url(settings.webhook_base_url):
         yield (
             "WEBHOOK_BASE_URL names a host that only this machine or its network can reach, so no callback arrives: "

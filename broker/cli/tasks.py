@@ -136,7 +136,7 @@ def _print_tasks(document: Document) -> None:
     if not document["data"]:
         print_note("No tasks.")
     for task in document["data"]:
-        prompt = " ".join(task["prompt"].split())
+        prompt = f"(of {task['owner']})" if "withheld" in task else " ".join(task["prompt"].split())
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             prompt = prompt[: MAX_PROMPT_CHARACTERS - 1] + "…"
         print_line(f"{task['id']}  {task['status']:<10}  {task['createdAt']}  {task['model']}  {prompt}")

@@ -130,8 +130,9 @@ class Deliverer:
                 delivery.url, content=body, headers=headers, timeout=self.timeout_seconds
             )
         except DownloadError as error:
-            reason = str(error).rpartition(": ")[2][:200]  # without the address, which the row has already
-            return ReceiverResponse(error=reason), "forbidden" if isinstance(error, EgressBlocked) else "unreached"
+            return ReceiverResponse(error=error.reason), "forbidden" if isinstance(
+                error, EgressBlocked
+            ) else "unreached"
         return ReceiverResponse(status=response.status, retry_after=response.headers.get("retry-after")), "refused"
 
     async def _record(self, delivery: Delivery, attempt: DeliveryAttempt, result: ReceiverResponse, kind: str) -> None:

@@ -120,6 +120,7 @@ def _make_delivery(task: Task, event: Event | BatchEvent, url: str, body: str, n
     """Return a webhook. The event of a batch has one id for each address, whichever task ended last."""
     return Delivery(
         id=event_id(f"{task.batch} {url}" if isinstance(event, BatchEvent) else task.id, event),
+        caller=task.caller,
         task_id=task.id,
         type=event.value,
         url=url,

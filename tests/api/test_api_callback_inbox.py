@@ -132,7 +132,7 @@ async def test_list_and_detail_have_their_documented_keys(tmp_path: Path) -> Non
         assert document.keys() == {"success", "data", "nextCursor", "missing"}
         expected = {"id": callback_id, "provider": "kie", "taskId": task.id, "attempt": 1, "verification": "accept"}
         assert {name: line[name] for name in expected} == expected
-        keys = "status reason receivedAt lagSeconds processedAt"
+        keys = "owner withheld status reason receivedAt lagSeconds processedAt"
         assert line.keys() == {*expected, *keys.split()}
         assert whole == {
             **line,

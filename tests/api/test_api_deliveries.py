@@ -16,8 +16,9 @@ pytestmark = pytest.mark.anyio
 
 NOW = 1_790_000_000.0
 KEYS = {
-    "id", "taskId", "type", "url", "outcome", "attempts", "lastStatus", "reason", "createdAt", "nextAt", "deliveredAt",
-}  # fmt: skip
+    *("id", "taskId", "owner", "withheld", "type", "url", "outcome", "attempts"),
+    *("lastStatus", "reason", "createdAt", "nextAt", "deliveredAt"),
+}
 
 
 async def add(broker: ApiBroker, number: int, **changes: Any) -> Delivery:

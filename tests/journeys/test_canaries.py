@@ -108,6 +108,7 @@ async def test_secrets_appear_in_no_output(tmp_path: Path, form: str) -> None:
     logs = (tmp_path / "logs" / "app.log").read_text("utf-8")
     for action in ("task_succeeded", "task_failed", "unclassified_provider_error", "submit_unknown", "download_failed"):
         assert action in logs  # the secret had a chance to leak
+    assert not [line for line in logs.splitlines() if "download_failed" in line and "://" in line]  # of a result
     for text in (logs, *outputs):
         assert "canary" not in text, _around(text, "canary")
         assert not any(token in text for token in tokens)

@@ -149,6 +149,8 @@ def test_deployment_warnings() -> None:
     assert ["BROKER_API_KEYS" in warning for warning in deployment_warnings(exposed, python)] == [True]
     anonymous = exposed.model_copy(update={"allow_anonymous": True})
     assert ["BROKER_ALLOW_ANONYMOUS" in warning for warning in deployment_warnings(anonymous, python)] == [True]
+    seeing = local.model_copy(update={"admin_sees_content": True})
+    assert ["BROKER_ADMIN_SEES_CONTENT" in warning for warning in deployment_warnings(seeing, python)] == [True]
     for private in ["http://localhost:8000", "http://127.0.0.1:8000", "https://192.168.1.2", "http://broker:8000"]:
         unreachable = local.model_copy(update={"webhook_base_url": private})
         assert ["WEBHOOK_BASE_URL" in warning for warning in deployment_warnings(unreachable, python)] == [True]

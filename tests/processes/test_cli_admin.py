@@ -24,6 +24,8 @@ EVENT = f"evt_{'1' * 32}"
 DELIVERY: dict[str, Any] = {
     "id": EVENT,
     "taskId": f"task_{'2' * 32}",
+    "owner": "house:local",
+    "withheld": False,
     "type": "task.completed",
     "url": "https://receiver.example/hook",
     "outcome": "failed",

@@ -128,6 +128,7 @@ class ApiBroker:
         now = self.services.clock.now()
         values: dict[str, Any] = {
             "id": task.id.replace("task_", "evt_"),
+            "caller": task.caller,
             "task_id": task.id,
             "type": "task.completed",
             "url": "https://hooks.example.com/x?secret=of-the-receiver",

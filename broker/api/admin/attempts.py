@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.api.admin.visibility import IsWithheld
 from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.responses import DataResponse, data_response
 from broker.errors import TASK_CODES
@@ -36,10 +37,12 @@ class AttemptData(ResponseModel):
     provider: str
     own_key: Annotated[bool, Field(description="with the key of its owner, who pays it")]
     key_id: Annotated[str, Field(description="of the key that it used; checks and cancels use the same")]
-    job_id: str | None
+    job_id: Annotated[
+        str | None, Field(description="the provider's name of the job; null without one, and if withheld")
+    ]
     outcome: Annotated[str, OneOf(_OUTCOMES), Field(description="sent: its response is awaited")]
     code: Annotated[str, OneOf(tuple(sorted(TASK_CODES)))] | None
-    provider_code: str | None
+    provider_code: Annotated[str | None, Field(description="the provider's own word; null if withheld")]
     billed: Annotated[str, OneOf(("yes", "no", "unknown"))]
     cost: CostData | None
     duplicate: Annotated[bool, Field(description="its success was a second one of the order")]
@@ -52,6 +55,7 @@ class AttemptData(ResponseModel):
 class TaskAttempts(ResponseModel):
     id: TaskId
     status: TaskStatus
+    withheld: IsWithheld
     provider: str
     key_id: Annotated[str | None, Field(description="of the current attempt")]
     candidates: Annotated[list[str], Field(description="providers that may still get the order, the next one first")]
@@ -61,7 +65,10 @@ class TaskAttempts(ResponseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRoutes:
-    """For operators only: callers see neither keys nor the attempts before the last one."""
+    """For operators only: callers see neither keys nor the attempts before the last one.
+
+    Of tasks of other accounts, what their providers say is withheld.
+    """
 
     queries: TaskQueries
     attempts: Attempts
@@ -87,11 +94,15 @@ class AttemptRoutes:
 
         With the reason why each provider was or was not chosen.
         """
-        task = await self.queries.get(request.path_params["id"], principal_of(request).oversight)
-        attempts = await self.attempts.list_of_task(task.id)
+        principal = principal_of(request)
+        task = await self.queries.get(request.path_params["id"], principal.oversight)
+        attempts, is_withheld = await self.attempts.list_of_task(task.id), not principal.may_read(task.caller)
+        if is_withheld:
+            attempts = [replace(attempt, job_id=None, provider_code=None) for attempt in attempts]
         return data_response(
             TaskAttempts.from_object(
                 task,
+                withheld=is_withheld,
                 provider=provider_of(task.provider),
                 key_id=task.key_id or None,
                 candidates=[shown_account(name) for name in task.candidates],

@@ -12,13 +12,22 @@ from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import Endpoint, Parameter, json_success
+from broker.api.admin.visibility import (
+    WITHHELD,
+    IsWithheld,
+    OwnerName,
+    ShownTaskId,
+    Visibility,
+    VisibilityReader,
+    content_withheld,
+)
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
 from broker.api.http.query import FLAG_TEXT, NAME_TEXT, QueryModel, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
-from broker.callbacks.inbox import CallbackInbox
+from broker.callbacks.inbox import CallbackInbox, Explanation
 from broker.clock import iso
-from broker.presenter import Absent, Moment, OneOf, ResponseModel, TaskId
+from broker.presenter import Absent, Moment, OneOf, ResponseModel
 from broker.reports import Failed, Finished, Pending, Report
 from storage import ids
 from storage.callbacks import CallbackRecord, Callbacks, StoredCallback
@@ -48,7 +57,9 @@ class ReplayQuery(QueryModel):
 class CallbackSummary(ResponseModel):
     id: CallbackId
     provider: str
-    task_id: TaskId | None
+    task_id: ShownTaskId | None
+    owner: OwnerName
+    withheld: IsWithheld
     attempt: int | None
     verification: VerificationName
     status: Annotated[int, Field(description="of the broker's response")]
@@ -59,19 +70,28 @@ class CallbackSummary(ResponseModel):
     replay_of: CallbackId | Absent = None
 
     @classmethod
-    def from_callback(cls, callback: CallbackRecord, **more: Any) -> Self:
+    def from_callback(cls, callback: CallbackRecord, visibility: Visibility, **more: Any) -> Self:
+        owner = visibility.owner_of(callback.task_id)
         lag_seconds = None
         if callback.job_ended_at is not None:  # the provider's clock may be ahead of ours
             lag_seconds = round(max(0.0, callback.received_at - callback.job_ended_at), 3)
         processed_at = callback.processed_at if callback.is_relevant else None
-        return cls.from_object(callback, lag_seconds=lag_seconds, processed_at=processed_at, **more)
+        return cls.from_object(
+            callback,
+            task_id=None if callback.task_id is None else visibility.task_id(callback.task_id, owner),
+            owner=visibility.owner_name(owner),
+            withheld=visibility.is_withheld(owner),
+            lag_seconds=lag_seconds,
+            processed_at=processed_at,
+            **more,
+        )
 
 
 class CallbackData(CallbackSummary):
-    headers: dict[str, str]
-    query: dict[str, str]
+    headers: Annotated[dict[str, str] | None, Field(description="null if withheld, like query and body")]
+    query: dict[str, str] | None
     evidence: dict[str, Any]
-    body: str
+    body: str | None
     body_truncated: Annotated[bool, Field(description="only the beginning of the body is stored")]
 
 
@@ -100,15 +120,19 @@ class ReplayData(ResponseModel):
 
     id: CallbackId
     was: VerificationRecord
-    names: Annotated[list[str], Field(description="ids in its body")]
-    task_id: TaskId | None
+    names: Annotated[list[str] | None, Field(description="ids in its body; null if withheld")]
+    task_id: ShownTaskId | None
+    owner: OwnerName
+    withheld: IsWithheld
     attempt: int | None
     verification: VerificationName
     status: int
     reason: str
     replayed_as: Annotated[VerificationName | None, Field(description="null: a replay changes nothing")]
     report: Annotated[str, Field(description="what the body reports, in words")]
-    report_data: Annotated[dict[str, Any] | None, Field(description="the same for programs; null: not readable")]
+    report_data: Annotated[
+        dict[str, Any] | None, Field(description="the same for programs; null: not readable, or withheld")
+    ]
     effect: Annotated[str, Field(description="on the task as it is now")]
     dry_run: bool
     replayed: bool
@@ -143,6 +167,7 @@ class CallbackFixture(ResponseModel):
 class CallbackInboxRoutes:
     inbox: CallbackInbox
     callbacks: Callbacks
+    visibility: VisibilityReader
 
     def endpoints(self) -> list[Endpoint]:
         operator = partial(Endpoint, access="admin", tag="operators")
@@ -156,7 +181,13 @@ class CallbackInboxRoutes:
             operator("GET", "/api/callbacks", self.list_callbacks, query=CallbackListQuery, responses={200: page}),
             single("GET", path, self.get_callback, responses={200: callback}),
             single("POST", f"{path}/replay", self.replay_callback, query=ReplayQuery, responses={200: replay}),
-            single("GET", f"{path}/fixture", self.export_callback, responses={200: fixture}),
+            single(
+                "GET",
+                f"{path}/fixture",
+                self.export_callback,
+                responses={200: fixture},
+                errors=("not_found", "forbidden"),
+            ),
         ]
 
     async def list_callbacks(self, request: Request) -> Response:
@@ -173,7 +204,9 @@ class CallbackInboxRoutes:
             provider=query.provider,
         )
         page, next_cursor = split_page(found, query.limit, lambda callback: (callback.received_at, callback.id))
-        data, summary = [CallbackSummary.from_callback(callback) for callback in page], None
+        visibility = await self.visibility.of_tasks(principal_of(request), (callback.task_id for callback in page))
+        data = [CallbackSummary.from_callback(callback, visibility) for callback in page]
+        summary = None
         if query.cursor is None:
             missing, window_seconds = await self.inbox.count_missing()
             summary = MissingSummary(count=sum(missing.values()), hours=window_seconds / 3600, providers=missing)
@@ -183,8 +216,12 @@ class CallbackInboxRoutes:
     async def get_callback(self, request: Request) -> Response:
         """Get a callback with its body and evidence."""
         callback = await self.inbox.get(request.path_params["id"])
+        visibility = await self.visibility.of_tasks(principal_of(request), [callback.task_id])
+        content: dict[str, Any] = {**_parsed_columns(callback), "body": callback.body}
+        if visibility.is_withheld(visibility.owner_of(callback.task_id)):
+            content = dict.fromkeys(content)
         evidence = json.loads(callback.evidence)
-        return data_response(CallbackData.from_callback(callback, **_parsed_columns(callback), evidence=evidence))
+        return data_response(CallbackData.from_callback(callback, visibility, evidence=evidence, **content))
 
     async def replay_callback(self, request: Request) -> Response:
         """Process a callback again with the current code.
@@ -196,27 +233,15 @@ class CallbackInboxRoutes:
             explanation, replay_id = await self.inbox.explain(callback_id), None
         else:
             explanation, replay_id = await self.inbox.replay(callback_id)
-        callback, verified, report = explanation.callback, explanation.verified, explanation.report
-        data = ReplayData.from_object(
-            verified.decision,
-            id=callback.id,
-            was=VerificationRecord.from_object(callback),
-            names=verified.job_ids,
-            task_id=verified.task.id if verified.task else None,
-            attempt=callback.attempt,
-            replayed_as=explanation.replayed_as,
-            report=describe_report(report) if report else _describe_unread(callback),
-            report_data=report_document(report) if report else None,
-            effect=explanation.effect,
-            dry_run=dry_run,
-            replayed=replay_id is not None,
-            replay_id=replay_id,
-        )
-        return data_response(data)
+        visibility, owner = await self._find_owner(request, explanation)
+        return data_response(_replay_data(explanation, owner, visibility, is_dry_run=dry_run, replay_id=replay_id))
 
     async def export_callback(self, request: Request) -> Response:
         """Export a callback as a test fixture."""
         explanation = await self.inbox.explain(request.path_params["id"])
+        visibility, owner = await self._find_owner(request, explanation)
+        if visibility.is_withheld(owner):
+            raise content_withheld()
         callback, verified, report = explanation.callback, explanation.verified, explanation.report
         fixture = CallbackFixture.from_object(
             callback,
@@ -229,6 +254,19 @@ class CallbackInboxRoutes:
         )
         return json_response(fixture.to_document())
 
+    async def _find_owner(self, request: Request, explanation: Explanation) -> tuple[Visibility, str | None]:
+        """Return the owner of the task that a callback concerned on arrival, or of the one that it names now.
+
+        If these are two, the one whose content is withheld.
+        """
+        task = explanation.verified.task
+        task_ids = [task_id for task_id in (explanation.callback.task_id, task.id if task else None) if task_id]
+        visibility = await self.visibility.of_tasks(principal_of(request), task_ids or [None])
+        owners = [visibility.owner_of(task_id) for task_id in task_ids]
+        return visibility, next(
+            (owner for owner in owners if visibility.is_withheld(owner)), owners[0] if owners else None
+        )
+
 
 _CALLBACK: Final = Parameter("id", "path", "the callback's id", {"type": "string", "pattern": CALLBACK_ID})
 
@@ -240,7 +278,47 @@ def _parsed_columns(callback: StoredCallback) -> dict[str, Any]:
     return {"headers": json.loads(callback.headers), "query": json.loads(callback.query)}
 
 
-def _describe_unread(callback: StoredCallback) -> str:
+def _replay_data(
+    explanation: Explanation, owner: str | None, visibility: Visibility, *, is_dry_run: bool, replay_id: str | None
+) -> ReplayData:
+    callback, verified, report = explanation.callback, explanation.verified, explanation.report
+    is_withheld = visibility.is_withheld(owner)
+    return ReplayData.from_object(
+        verified.decision,
+        id=callback.id,
+        was=VerificationRecord.from_object(callback),
+        names=None if is_withheld else list(verified.job_ids),
+        task_id=visibility.task_id(verified.task.id, owner) if verified.task else None,
+        owner=visibility.owner_name(owner),
+        withheld=is_withheld,
+        attempt=callback.attempt,
+        replayed_as=explanation.replayed_as,
+        report=_describe_withheld(report) if is_withheld else _describe_read(report, callback),
+        report_data=report_document(report) if report and not is_withheld else None,
+        effect=explanation.effect,
+        dry_run=is_dry_run,
+        replayed=replay_id is not None,
+        replay_id=replay_id,
+    )
+
+
+_BILLED: Final = {"yes": "billed", "no": "not billed", "unknown": "perhaps billed"}
+
+
+def _describe_withheld(report: Report | None) -> str:
+    """Return a report without what the provider says."""
+    match report:
+        case None:
+            return WITHHELD
+        case Failed():
+            return f"the job failed: {report.code}, {_BILLED[report.billed]}"
+        case _:
+            return describe_report(report)
+
+
+def _describe_read(report: Report | None, callback: StoredCallback) -> str:
+    if report is not None:
+        return describe_report(report)
     return "only the beginning of the body is stored" if callback.body_truncated else "the body cannot be read"
 
 
@@ -272,7 +350,6 @@ def describe_report(report: Report) -> str:
             cost = "" if report.cost is None else f", {report.cost:g} credits"
             return f"the job succeeded: {number} {'result' if number == 1 else 'results'}{cost}"
         case Failed():
-            billed = {"yes": "billed", "no": "not billed", "unknown": "perhaps billed"}[report.billed]
-            return f"the job failed: {report.code}, {billed}: {report.message}"
+            return f"the job failed: {report.code}, {_BILLED[report.billed]}: {report.message}"
         case _:
             assert_never(report)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import groupby
 from typing import Annotated, Any, Final, cast, get_args
 
 from pydantic import Field
@@ -21,7 +21,9 @@ from broker.api.http.responses import DataResponse, data_response
 from broker.clock import Clock, day, iso
 from broker.ordering.budgets import BudgetState, DailyBudget
 from broker.orders import USD_DIGITS
-from broker.presenter import Moment, OneOf, ResponseModel
+from broker.presenter import Absent, Moment, OneOf, ResponseModel
+from storage.accounts.owners import Owners
+from storage.ids import DELETED_OWNER
 from storage.ledger import CostSum, Group, Ledger
 from storage.limits.budgets import MICROS_PER_USD
 
@@ -63,7 +65,10 @@ class BilledCounts(ResponseModel):
 
 
 class CostRow(ResponseModel):
-    name: Annotated[str, Field(description="day (UTC), model, provider or caller")]
+    name: Annotated[str, Field(description="day (UTC), model, provider or user")]
+    owner: Annotated[
+        str | Absent, Field(description="by user: the user's id; names may be equal to those of API keys")
+    ] = None
     attempts: int
     billed: BilledCounts
     duplicates: Annotated[int, Field(description="second results of one order")]
@@ -106,6 +111,7 @@ class CostRoutes:
 
     clock: Clock
     ledger: Ledger
+    owners: Owners
     budget: DailyBudget
     unit_of: Callable[[str], str | None]
     """Provider → unit of its costs; None if unknown."""
@@ -134,7 +140,8 @@ class CostRoutes:
         since = query.since or day(self.clock.now()) - timedelta(days=DEFAULT_DAYS)
         sums = await self.ledger.sum_costs(query.by, since_day=(since - EPOCH).days)
         house, own = ([one for one in sums if one.is_own == is_own] for is_own in (False, True))
-        rows, own_rows = self._make_rows(house, query.by), self._make_rows(own, query.by)
+        names = await self.owners.read_names({str(one.name) for one in sums}) if query.by == "user" else {}
+        rows, own_rows = self._make_rows(house, query.by, names), self._make_rows(own, query.by, names)
         if query.format == "csv":
             text = write_csv(query.by, rows, own_rows)
             return Response(text, media_type=CSV_TYPE, headers={"cache-control": "no-store"})
@@ -150,11 +157,19 @@ class CostRoutes:
             )
         )
 
-    def _make_rows(self, sums: Sequence[CostSum], by: Group) -> list[CostRow]:
-        ordered = sorted(sums, key=lambda one: one.name)
-        return [self._make_row(_name(name, by), group) for name, group in groupby(ordered, key=lambda one: one.name)]
+    def _make_rows(self, sums: Sequence[CostSum], by: Group, names: Mapping[str, str]) -> list[CostRow]:
+        """Return a row for each group, in order. names: of the owners, by user."""
+        groups = defaultdict[str, list[CostSum]](list)
+        for one in sums:  # users without an account are one owner, also while their data is being deleted
+            is_deleted = names.get(str(one.name)) == DELETED_OWNER
+            groups[DELETED_OWNER if is_deleted else _name(one.name, by)].append(one)
+        rows = [
+            self._make_row(names.get(name, name), group, name if by == "user" else None)
+            for name, group in groups.items()
+        ]
+        return sorted(rows, key=lambda row: (row.name, row.owner or ""))
 
-    def _make_row(self, name: str, sums: Iterable[CostSum]) -> CostRow:
+    def _make_row(self, name: str, sums: Iterable[CostSum], owner: str | None = None) -> CostRow:
         group = list(sums)
         counts = {billed: _total(group, "attempts", billed) for billed in BilledCounts.model_fields}
         units = {self.unit_of(one.provider) for one in group}
@@ -163,6 +178,7 @@ class CostRoutes:
         is_known = unit is not None and not (unpriced and not _total(group, "cost"))
         return CostRow(
             name=name,
+            owner=owner,
             attempts=_total(group, "attempts"),
             billed=BilledCounts(**counts),
             duplicates=_total(group, "duplicates"),
@@ -176,7 +192,10 @@ class CostRoutes:
 
 
 def write_csv(by: str, rows: Sequence[CostRow], own_rows: Sequence[CostRow]) -> str:
-    """Return rows as CSV with a header, one line each; those with keys of users are last."""
+    """Return rows as CSV with a header, one line each; those with keys of users are last.
+
+    A spreadsheet computes a cell that begins like a formula, so a name that does has an apostrophe before it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     amounts = ("usd_estimated", "usd", "usd_unknown")
@@ -187,8 +206,12 @@ def write_csv(by: str, rows: Sequence[CostRow], own_rows: Sequence[CostRow]) -> 
         billed = [getattr(row.billed, name) for name in counts]
         usd = [f"{getattr(row, name):.{USD_DIGITS}f}" for name in amounts]
         cost = [row.cost, row.unit, *usd, row.unpriced]
-        writer.writerow([row.name, row.attempts, *billed, row.duplicates, *cost, keys_of])
+        writer.writerow([_csv_text(row.name), row.attempts, *billed, row.duplicates, *cost, keys_of])
     return text.getvalue()
+
+
+def _csv_text(name: str) -> str:
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _total(sums: Iterable[CostSum], field: str, billed: str | None = None) -> Any:

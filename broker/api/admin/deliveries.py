@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Final, Self
 
@@ -11,14 +11,15 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.api.http.endpoint import Endpoint, Parameter, json_success
+from broker.api.admin.visibility import IsWithheld, OwnerName, ShownTaskId, Visibility, VisibilityReader
+from broker.api.http.endpoint import Endpoint, Parameter, json_success, principal_of
 from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
 from broker.api.http.query import NAME_TEXT, one_of_text
 from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.clock import Clock
 from broker.errors import ApiError
 from broker.net.url_policy import redact_url
-from broker.presenter import Moment, OneOf, ResponseModel, TaskData, TaskId
+from broker.presenter import Moment, OneOf, ResponseModel, TaskData
 from storage import ids
 from storage.deliveries import Deliveries, Delivery, DeliveryStatus
 from webhooks.events import BatchEvent, Event
@@ -41,27 +42,39 @@ class DeliveryListQuery(PageQuery):
 
 class DeliverySummary(ResponseModel):
     id: Annotated[DeliveryId, Field(description="also the webhook-id")]
-    task_id: TaskId
+    task_id: ShownTaskId
+    owner: OwnerName
+    withheld: IsWithheld
     type: EventType
-    url: Annotated[str, Field(description="without its query, which may be a secret")]
+    url: Annotated[str | None, Field(description="without its query, which may be a secret; null if withheld")]
     outcome: Annotated[str, OneOf(DELIVERY_STATUSES)]
     attempts: int
     last_status: int | None
-    reason: str | None
+    reason: Annotated[str | None, Field(description="why it has not arrived; null if withheld")]
     created_at: Moment
     next_at: Moment | None
     delivered_at: Moment | None
 
     @classmethod
-    def from_delivery(cls, delivery: Delivery, **more: Any) -> Self:
-        return cls.from_object(delivery, url=redact_url(delivery.url), next_at=delivery.due_at, **more)
+    def from_delivery(cls, delivery: Delivery, visibility: Visibility, **more: Any) -> Self:
+        is_withheld = visibility.is_withheld(delivery.caller)
+        return cls.from_object(
+            delivery,
+            task_id=visibility.task_id(delivery.task_id, delivery.caller),
+            owner=visibility.owner_name(delivery.caller),
+            withheld=is_withheld,
+            url=None if is_withheld else redact_url(delivery.url),
+            reason=None if is_withheld else delivery.reason,
+            next_at=delivery.due_at,
+            **more,
+        )
 
 
 class DeliveryAttemptData(ResponseModel):
     number: int
     at: Moment
     status: int | None
-    error: str | None
+    error: Annotated[str | None, Field(description="null if withheld")]
     milliseconds: int
 
 
@@ -73,7 +86,10 @@ class WebhookBody(ResponseModel):
 
 class DeliveryData(DeliverySummary):
     attempt_log: list[DeliveryAttemptData]
-    body: Annotated[WebhookBody | dict[str, Any], Field(description="as sent; a dialect may have a form of its own")]
+    body: Annotated[
+        WebhookBody | dict[str, Any] | None,
+        Field(description="as sent; a dialect may have a form of its own; null if withheld"),
+    ]
 
 
 # -- handlers
@@ -81,10 +97,11 @@ class DeliveryData(DeliverySummary):
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryRoutes:
-    """For operators only: a body holds the order of another caller."""
+    """For operators only; the content of private deliveries is withheld from them."""
 
     clock: Clock
     deliveries: Deliveries
+    visibility: VisibilityReader
 
     def endpoints(self) -> list[Endpoint]:
         operator = partial(Endpoint, access="admin", tag="operators")
@@ -111,18 +128,22 @@ class DeliveryRoutes:
             before=query.cursor,
         )
         page, next_cursor = split_page(deliveries, query.limit, lambda delivery: (delivery.created_at, delivery.id))
-        summaries = [DeliverySummary.from_delivery(delivery) for delivery in page]
+        visibility = await self.visibility.of_owners(principal_of(request), (one.caller for one in page))
+        summaries = [DeliverySummary.from_delivery(delivery, visibility) for delivery in page]
         document = PageResponse[DeliverySummary](success=True, data=summaries, next_cursor=next_cursor)
         return json_response(document.to_document())
 
     async def get_delivery(self, request: Request) -> Response:
         """Get a webhook with its body and attempts."""
         delivery = await self._read(request)
+        visibility = await self.visibility.of_owners(principal_of(request), [delivery.caller])
+        is_withheld = visibility.is_withheld(delivery.caller)
         attempts = await self.deliveries.list_attempts(delivery.id)
+        if is_withheld:
+            attempts = [replace(attempt, error=None) for attempt in attempts]
         attempt_log = [DeliveryAttemptData.from_object(attempt) for attempt in attempts]
-        return data_response(
-            DeliveryData.from_delivery(delivery, attempt_log=attempt_log, body=json.loads(delivery.body))
-        )
+        body = None if is_withheld else json.loads(delivery.body)
+        return data_response(DeliveryData.from_delivery(delivery, visibility, attempt_log=attempt_log, body=body))
 
     async def replay_delivery(self, request: Request) -> Response:
         """Send a webhook again.
@@ -131,8 +152,9 @@ class DeliveryRoutes:
         """
         await self.deliveries.replay((await self._read(request)).id, self.clock.now())
         delivery = await self._read(request)
+        visibility = await self.visibility.of_owners(principal_of(request), [delivery.caller])
         location = {"location": f"/api/deliveries/{delivery.id}"}
-        return data_response(DeliverySummary.from_delivery(delivery), 202, location)
+        return data_response(DeliverySummary.from_delivery(delivery, visibility), 202, location)
 
     async def _read(self, request: Request) -> Delivery:
         delivery_id = request.path_params["id"]

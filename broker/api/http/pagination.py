@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field
 
@@ -45,7 +45,8 @@ class PageResponse(ResponseModel, Generic[T]):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        return f"{params[0].__name__.removesuffix('Data').removesuffix('Summary')}Page"
+        first = (get_args(params[0]) or params)[0]  # of a union the first one
+        return f"{first.__name__.removesuffix('Data').removesuffix('Summary')}Page"
 
 
 def cursor_text(prefix: str) -> ParsedText:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Final
 
 from broker.api.http.endpoint import ETAG, IF_NONE_MATCH, TEXT, Endpoint, Parameter, SuccessResponse, json_success
-from broker.api.http.pagination import PageResponse
 from broker.api.http.responses import DataResponse
 from broker.api.native.params import OrderForm, OrderJson
 from broker.api.native.schemas import (
@@ -17,6 +16,7 @@ from broker.api.native.schemas import (
     OrderAccepted,
     PollQuery,
     TaskListQuery,
+    TaskPage,
 )
 from broker.api.native.tasks import TaskRoutes
 from broker.presenter import TASK_ID, TaskData
@@ -150,7 +150,7 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             tasks.list_tasks,
             parameters=(_LANGUAGE,),
             query=TaskListQuery,
-            responses={200: json_success("a page", PageResponse[TaskData])},
+            responses={200: json_success("a page", TaskPage)},
             errors=("unsupported_parameter",),
         ),
     ]

@@ -6,14 +6,15 @@ Requests are parsed by these models and responses are built as them; the OpenAPI
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from broker.api.http.pagination import PageQuery, cursor_text
+from broker.api.admin.visibility import OwnerName, ShownTaskId
+from broker.api.http.pagination import PageQuery, PageResponse, cursor_text
 from broker.api.http.query import EMPTY, FLAG_TEXT, NAME_TEXT, ParsedText, QueryModel, one_of_text
 from broker.orders import Qualifier
-from broker.presenter import TASK_ID, ResponseModel, TaskData, TaskId, TaskStatus
+from broker.presenter import TASK_ID, CostData, ModeName, Moment, ResponseModel, TaskData, TaskId, TaskStatus
 from storage import ids
 from storage.states import STATUS_FILTERS
 
@@ -127,6 +128,42 @@ class DryRunResponse(ResponseModel):
     success: Literal[True]
     dry_run: Literal[True]
     data: ProviderPreview
+
+
+class WithheldTaskData(ResponseModel):
+    """A task of another account, as an admin sees it in a list."""
+
+    id: ShownTaskId
+    withheld: Annotated[Literal[True], Field(description="its content is for its owner alone")]
+    owner: OwnerName
+    status: TaskStatus
+    model: str
+    mode: ModeName
+    resolution: str | None
+    error: Annotated[str | None, Field(description="the broker's own sentence, without the provider's words")]
+    error_code: str | None
+    billed: Annotated[str | None, Field(description="if the failed attempt costs: yes, no or unknown")]
+    provider: str
+    attempts: int
+    cost: CostData | None
+    created_at: Moment
+    updated_at: Moment
+    expires_at: Moment | None
+
+    @classmethod
+    def from_task(cls, task: TaskData, shown_id: str, owner: str | None) -> Self:
+        detail = task.error_detail
+        return cls.from_object(
+            task,
+            id=shown_id,
+            withheld=True,
+            owner=owner,
+            error_code=detail.code if detail else None,
+            billed=detail.billed if detail else None,
+        )
+
+
+TaskPage = PageResponse[TaskData | WithheldTaskData]
 
 
 class StatusCounts(ResponseModel):

@@ -14,11 +14,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.api.admin.visibility import Visibility, VisibilityReader
 from broker.api.http.addresses import reached_host
 from broker.api.http.answers import TrackedAnswer, track_answer
 from broker.api.http.endpoint import principal_of
 from broker.api.http.identity import idempotency_key, retry_count
-from broker.api.http.pagination import PageResponse, split_page
+from broker.api.http.pagination import split_page
 from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_object
 from broker.api.http.responses import (
     POLL_SECONDS,
@@ -41,6 +42,8 @@ from broker.api.native.schemas import (
     ProviderPreview,
     StatusCounts,
     TaskListQuery,
+    TaskPage,
+    WithheldTaskData,
 )
 from broker.api.native.task_cache import TaskCache
 from broker.catalog import Catalog
@@ -53,6 +56,7 @@ from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.pins import TaskPins
 from broker.tasks.queries import TaskQueries
+from storage.ids import shorten_id
 from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
 
@@ -71,6 +75,7 @@ class TaskRoutes:
     pins: TaskPins
     catalog: Catalog
     cache: TaskCache
+    visibility: VisibilityReader
     messages: Messages
     max_form_bytes: int
 
@@ -177,23 +182,32 @@ class TaskRoutes:
                         yield ServerSentEvent(current.body.decode(), id=last, sep="\n")
 
     async def list_tasks(self, request: Request) -> Response:
-        """List your own tasks, newest first.
+        """List tasks, newest first.
 
-        `q` searches their prompts.
+        Your own; admins get those of all accounts, the others' without content and with `withheld`. `q` searches the
+        prompts of tasks that you may read.
         """
-        query = TaskListQuery.read(request)
+        query, principal = TaskListQuery.read(request), principal_of(request)
         tasks = await self.queries.list_newest(
-            principal_of(request).scope,
+            principal.scope if query.q else principal.oversight,
             status=query.status,
             limit=query.limit + 1,
             before=query.cursor,
             model=self.catalog.resolve(query.model).name if query.model else None,
             words=query.q,
         )
-        page, next_cursor = split_page(tasks, query.limit, lambda task: (task.created_at, task.id))
+        visibility = await self.visibility.of_owners(principal, {task.caller for task in tasks})
+        page, next_cursor = split_page(tasks, query.limit, lambda task: _position(task, visibility))
         language = requested_language(request)
-        data = [await self.cache.task_data(task, language) for task in page]
-        return json_response(PageResponse[TaskData](success=True, data=data, next_cursor=next_cursor).to_document())
+        data = [await self._listed_task(task, visibility, language) for task in page]
+        return json_response(TaskPage(success=True, data=data, next_cursor=next_cursor).to_document())
+
+    async def _listed_task(self, task: Task, visibility: Visibility, language: Language) -> TaskData | WithheldTaskData:
+        if not visibility.is_withheld(task.caller):
+            return await self.cache.task_data(task, language)
+        shown = self.cache.presenter.task(task, (), language)
+        shown_id = visibility.task_id(task.id, task.caller)
+        return WithheldTaskData.from_task(shown, shown_id, visibility.owner_name(task.caller))
 
     async def cancel_or_delete_task(self, request: Request) -> Response:
         """Cancel a task, or delete one that has ended, with its images.
@@ -276,6 +290,11 @@ class _TaskStream(EventSourceResponse):
     @staticmethod
     async def _listen_for_exit_signal() -> None:
         await anyio.sleep_forever()
+
+
+def _position(task: Task, visibility: Visibility) -> tuple[float, str]:
+    """Return what the cursor of the next page names: of a task whose content is withheld no id that opens it."""
+    return task.created_at, shorten_id(task.id) if visibility.is_withheld(task.caller) else task.id
 
 
 def _event_id(tag: str) -> str:

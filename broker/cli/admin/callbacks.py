@@ -73,15 +73,19 @@ def _print_callback(document: Document) -> None:
             "callback": callback["id"],
             "provider": callback["provider"],
             "task": _describe_task(callback),
+            "owner": callback["owner"],
             "result": _describe_verification(callback),
             "evidence": ", ".join(proofs),
             "received": callback["receivedAt"],
             "lag": None if lag is None else f"{lag:g} s after the end of the job",
             "processed": callback["processedAt"],
             "replay of": callback.get("replayOf"),
-            "query": " ".join(f"{name}={value}" for name, value in callback["query"].items()),
+            "query": " ".join(f"{name}={value}" for name, value in (callback["query"] or {}).items()),
         }
     )
+    if callback["withheld"]:
+        print_note("Query, headers and body are the content of another account, and not shown.")
+        return
     for name, value in callback["headers"].items():
         print_line(f"{'header':<10} {name}: {value}")
     print_line()
@@ -95,8 +99,9 @@ def _print_replay(replay: Document) -> None:
     print_facts(
         {
             "callback": replay["id"],
-            "names": ", ".join(replay["names"]),
+            "names": ", ".join(replay["names"] or ()),
             "task": _describe_task(replay) or "unknown",
+            "owner": replay["owner"],
             "report": replay["report"],
             "result": _describe_verification(replay),
             "was": _describe_verification(replay["was"]),

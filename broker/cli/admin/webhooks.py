@@ -43,9 +43,10 @@ def _print_webhooks(document: Document) -> None:
     for delivery in document["data"]:
         attempts = "once" if delivery["attempts"] == 1 else f"{delivery['attempts']} times"
         last = "" if delivery["lastStatus"] is None else f"HTTP {delivery['lastStatus']}"
+        where = delivery["url"] or f"(of {delivery['owner']})"
         print_line(
             f"{delivery['id']}  {delivery['createdAt']}  {delivery['type']:<14} {delivery['outcome']:<9} "
-            f"{attempts}  {last}  {delivery['taskId']}  {delivery['url']}"
+            f"{attempts}  {last}  {delivery['taskId']}  {where}"
         )
     if not document["data"]:
         print_note("No webhooks were sent.")
@@ -59,6 +60,7 @@ def _print_webhook(document: Document) -> None:
             "webhook": delivery["id"],
             "to": delivery["url"],
             "task": delivery["taskId"],
+            "owner": delivery["owner"],
             "type": delivery["type"],
             "outcome": f"{delivery['outcome']}{reason}",
             "last": None if delivery["lastStatus"] is None else f"HTTP {delivery['lastStatus']}",
@@ -71,5 +73,8 @@ def _print_webhook(document: Document) -> None:
         result = attempt["error"] if attempt["status"] is None else f"HTTP {attempt['status']}"
         name = f"try {attempt['number']}"
         print_line(f"{name:<10} {attempt['at']}  {result}  {attempt['milliseconds']} ms")
+    if delivery["withheld"]:
+        print_note("Address and body are the content of another account, and not shown.")
+        return
     print_line()
     print_line(format_json(delivery["body"]))

@@ -82,9 +82,8 @@ class DownloadStep:
             except (DownloadError, InvalidImage, StorageError) as error:
                 failure = _failure_of(error)
                 self.transitions.metrics.downloads.labels(failure.code).inc()
-                log.warning(
-                    "download failed", action="download_failed", task=task.id, code=failure.code, why=str(error)
-                )
+                why = error.reason if isinstance(error, DownloadError) else str(error)
+                log.warning("download failed", action="download_failed", task=task.id, code=failure.code, why=why)
                 return failure
             self.transitions.metrics.downloads.labels("stored").inc()
             self.transitions.metrics.download_bytes.inc(image.size)

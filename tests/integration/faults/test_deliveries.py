@@ -419,6 +419,7 @@ async def _write_webhooks(scene: Scene, *hosts: str) -> None:
     for number, host in enumerate(hosts):
         one = Delivery(
             id=f"evt_{number}_{host}",
+            caller="c",
             task_id="task_x",
             type="task.failed",
             url="",

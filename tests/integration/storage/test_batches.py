@@ -67,6 +67,7 @@ async def end_task(database: Database, task: Task, state: TaskState) -> None:
             ending,
             Delivery(
                 id=f"evt_{task.batch}_{ending}",
+                caller=task.caller,
                 task_id=task.id,
                 type=f"batch.{ending}",
                 url="https://a.example/",

@@ -830,6 +830,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
 def _a_delivery(task: Task) -> Delivery:
     return Delivery(
         id="evt_1",
+        caller=task.caller,
         task_id=task.id,
         type="task.completed",
         url="https://a.example/callback",
