@@ -55,7 +55,7 @@ class Planner:
         order = replace(order, priority=request.priority, turns=request.turns)
         usable = await self.accounts.find_usable(owner)
         routes = await self.routing.find_routes(
-            order, usable, references=len(request.sources), count=request.count, pinned=request.provider
+            owner, order, usable, references=len(request.sources), count=request.count, pinned=request.provider
         )
         candidates = {route.provider: usable[route.provider] for route in routes if route.is_candidate}
         return Plan(

@@ -90,6 +90,13 @@ class OwnerQuotas:
         used = await self.usage.read_use(owner, day)
         return {name: _state(name, used, limits, day) for name in QUOTA_NAMES}
 
+    async def read_left_micros(self, owner: str) -> int | None:
+        """Return what orders of today can still cost, in millionths of a USD; None without a limit."""
+        limit = (await self.read_limits(owner)).micros
+        if limit is None:
+            return None
+        return max(0, limit - (await self.usage.read_use(owner, day_of(self.clock.now()), ["micros"])).micros)
+
     async def check(self, owner: str, needs: OwnerUse, *, at: float | None = None, is_priced: bool = True) -> None:
         """Raise `QuotaExceeded` if what an owner needs does not fit. at: the moment whose day counts, now if None."""
         limits, day = await self.read_limits(owner), day_of(self.clock.now() if at is None else at)

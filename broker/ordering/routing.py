@@ -15,6 +15,7 @@ from broker.catalog import quote_text
 from broker.errors import ApiError, FieldError
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.pricing import PriceTable
+from broker.ordering.quotas import OwnerQuotas
 from broker.orders import Order, Route, RoutePolicy
 from broker.providers.base import Provider
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
@@ -41,11 +42,13 @@ class OrderRouter:
     router: Router
     prices: PriceTable
     budget: DailyBudget
+    quotas: OwnerQuotas
     policy: RoutePolicy
     """`order`: as configured; `price`: the cheapest first. Either way the accounts of the owner's own come first."""
 
     async def find_routes(
         self,
+        owner: str,
         order: Order,
         usable: Mapping[str, Provider],
         *,
@@ -53,7 +56,7 @@ class OrderRouter:
         count: int,
         pinned: str | None,
     ) -> tuple[Route, ...]:
-        """Return a route for every usable account, candidates first, best first.
+        """Return a route for every account that an owner can use, candidates first, best first.
 
         usable: by account, in order of preference. references: number of reference images. count: of images. pinned:
         the only provider that may get it. Raises `ApiError` if there is no candidate, for the reason of the preferred
@@ -77,7 +80,7 @@ class OrderRouter:
         if not able:
             chosen_ones = [found for account, found in obstacles.items() if pinned in {None, provider_of(account)}]
             raise _refusal(order, names, chosen_ones)
-        obstacles |= (too_dear := await self._find_unaffordable(able, order, count))
+        obstacles |= (too_dear := await self._find_unaffordable(owner, able, order, count))
         able = {account: provider for account, provider in able.items() if account not in too_dear}
         statuses = await self.router.statuses_of(usable)
         chosen = _prefer_complete(able, order)
@@ -91,31 +94,40 @@ class OrderRouter:
             ),
         )
 
-    async def _find_unaffordable(self, able: Mapping[str, Provider], order: Order, count: int) -> dict[str, Obstacle]:
-        """Return those whose price does not fit in the daily budget, if another's does; else those without a price.
+    async def _find_unaffordable(
+        self, owner: str, able: Mapping[str, Provider], order: Order, count: int
+    ) -> dict[str, Obstacle]:
+        """Return those whose price does not fit in budget and quota, if another's does; else those without a price.
 
         If no price is known or fits, none: the order is refused when it is created, unless it repeats an earlier one.
         Accounts of the owner's own cost the operator nothing, so they always fit.
         """
-        state = await self.budget.read_state()
-        if state is None:
+        lefts = await self._read_lefts(owner)
+        if not lefts:
             return {}
+        limit = min(lefts, key=lambda name: lefts[name])
         house = {name: provider for name, provider in able.items() if not is_own_account(name)}
         prices = {name: self.prices.max_usd_price([provider], order) for name, provider in house.items()}
         priced = {name: price for name, price in prices.items() if price is not None}
-        fitting = [name for name, price in priced.items() if to_micros(price) * count <= state.left_micros]
+        fitting = [name for name, price in priced.items() if to_micros(price) * count <= lefts[limit]]
         has_own = len(house) < len(able)
         kept = fitting if fitting or has_own else list(priced) or list(house)
         reasons = {
-            name: "its price does not fit in what is left of the daily budget"
+            name: f"its price does not fit in what is left of the {limit}"
             if name in priced
-            else "its price is not known, so it cannot be reserved in the daily budget"
+            else f"its price is not known, so it cannot be reserved in the {limit}"
             for name in house
             if name not in kept
         }
         return {
             name: ("quota_exceeded", FieldError(field="provider", message=reason)) for name, reason in reasons.items()
         }
+
+    async def _read_lefts(self, owner: str) -> dict[str, int]:
+        """Return what is left of each limit that an order must fit in, in millionths of a USD."""
+        budget, quota = await self.budget.read_state(), await self.quotas.read_left_micros(owner)
+        lefts = {"daily budget": budget.left_micros if budget else None, "quota of USD per day": quota}
+        return {name: left for name, left in lefts.items() if left is not None}
 
     def _rank(self, name: str, usable: Mapping[str, Provider], order: Order) -> tuple[bool, float, int]:
         is_house, position = not is_own_account(name), list(usable).index(name)

@@ -226,6 +226,7 @@ class Services(AccountServices):
                     router=self.router,
                     prices=self.prices,
                     budget=self.budget,
+                    quotas=self.quotas,
                     policy=self.settings.route,
                 ),
                 prices=self.prices,

@@ -108,7 +108,8 @@ async def test_order_whose_billing_is_not_known_goes_to_nobody_else(tmp_path: Pa
 
 
 async def test_provider_without_a_key_of_the_operator_is_used_by_those_who_have_one(tmp_path: Path) -> None:
-    async with open_market(tmp_path) as market:
+    """Also by those who may not spend the operator's money."""
+    async with open_market(tmp_path, user_daily_budget=0) as market:
         alice, bob = await market.add_caller("alice"), await market.add_caller("bob")
         assert (await alice.set_key("fal", ALICE))["valid"] == "true"
         task = await alice.order("a fox", provider="fal")
@@ -118,8 +119,11 @@ async def test_provider_without_a_key_of_the_operator_is_used_by_those_who_have_
         order = {"prompt": "x", "provider": "fal"}
         refused = await bob.client.post("/api/generate/image", json=order)
         assert (refused.status_code, refused.json()["field"]) == (400, "provider")
+        refused = await bob.client.post("/api/generate/image", json={"prompt": "x"})
+        assert (refused.status_code, refused.json()["quota"]["name"]) == (429, "usd")
         preview = (await alice.client.post("/api/generate/image", json={"prompt": "x", "dryRun": True})).json()["data"]
         assert [(one["provider"], one["ownKey"]) for one in preview["routes"]] == [("fal", True), ("kie", False)]
+        assert [one["candidate"] for one in preview["routes"]] == [True, False], "with 0 USD of the operator's"
         assert preview["url"].startswith(market.emulators.urls["fal"])
         assert ALICE not in str(preview)
         market.emulators.refused.add(ALICE)

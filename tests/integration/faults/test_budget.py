@@ -32,6 +32,7 @@ from storage.sql.scope import EVERYTHING
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.integration.faults.test_failover import NAMES, History, Stage, World, failure, three_providers
+from tests.support.accounts import add_key_holder
 from tests.support.clock import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -257,6 +258,17 @@ async def test_provider_whose_price_does_not_fit_in_the_budget_is_no_candidate(s
         "birch": "its price is not known, so it cannot be reserved in the daily budget",
     }
     assert plan.quote.upper_bound_usd == 0.04
+
+
+async def test_provider_whose_price_does_not_fit_in_the_quota_is_no_candidate(stage: Stage) -> None:
+    stage.world.prices = {"amber": 8.0, "birch": None}
+    ann = await add_key_holder(stage.services, usd=0.03)
+    plan = await stage.services.orders.plan(ann.owner, OrderRequest(params=ImageParams(prompt="a red bicycle")))
+    assert plan.candidates == ("cedar",)
+    assert {route.provider: route.reason for route in plan.routes if not route.is_candidate} == {
+        "amber": "its price does not fit in what is left of the quota of USD per day",
+        "birch": "its price is not known, so it cannot be reserved in the quota of USD per day",
+    }
 
 
 async def test_order_reserves_the_highest_price_of_its_candidates(stage: Stage) -> None:
