@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import anyio
 import pytest
 import structlog
 import typer.main
+from anyio.from_thread import start_blocking_portal
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
@@ -79,21 +79,21 @@ def list_commands() -> set[str]:
 
 @pytest.mark.usefixtures("own_logs")
 def test_no_command_shows_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def plant() -> Planted:
-        async with planted_broker(tmp_path / "data") as (_, (planted,), _):
-            return planted
-
-    planted = anyio.run(plant)
-    calls, shown = calls_of(planted), 0
-    assert list_commands() == SILENT | calls.keys()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BROKER_API_KEYS", KEY)
-    monkeypatch.setenv("NANO_BANANA_API_KEY", "a-key-of-the-tests")
-    for command, args in calls.items():
-        ended = CliRunner().invoke(app, [*command.split(), *args])
-        assert ended.exit_code == (command == "callbacks export"), (command, ended.output)
-        leaks = [leak for leak in find_leaks(ended.output, planted) if leak not in args]
-        leaks += [char for char in TERMINAL_CONTROLS if char in ended.output]
-        assert leaks == [], (command, ended.output)
-        shown += any(shorten_id(task.id) in ended.output for task in planted.tasks)
+    """With a running broker, because opening its database takes most of the time of a command."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(planted_broker(tmp_path, sockets=True)) as (broker, (planted,), _),
+    ):
+        calls, shown = calls_of(planted), 0
+        assert list_commands() == SILENT | calls.keys()
+        monkeypatch.chdir(tmp_path)
+        for name, value in (("API_KEYS", KEY), ("PORT", str(broker.port)), ("DATA_DIR", "elsewhere")):
+            monkeypatch.setenv(f"BROKER_{name}", value)
+        for command, args in calls.items():
+            ended = CliRunner().invoke(app, [*command.split(), *args])
+            assert ended.exit_code == (command == "callbacks export"), (command, ended.output)
+            leaks = [leak for leak in find_leaks(ended.output, planted) if leak not in args]
+            leaks += [char for char in TERMINAL_CONTROLS if char in ended.output]
+            assert leaks == [], (command, ended.output)
+            shown += any(shorten_id(task.id) in ended.output for task in planted.tasks)
     assert shown >= 6  # the canaries had a chance
