@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from broker.api.accounts.api_keys import ApiKeyRoutes
 from broker.api.accounts.logins import LoginRoutes
 from broker.api.accounts.me import MeRoutes
+from broker.api.accounts.own_data import OwnDataRoutes
 from broker.api.accounts.provider_keys import ProviderKeyRoutes
 from broker.api.accounts.users import UserRoutes
 from broker.api.admin.attempts import AttemptRoutes
@@ -182,6 +183,7 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
     return [
         *LoginRoutes(users=users, logins=logins).endpoints(),
         *MeRoutes(users=users, logins=logins, quotas=services.quotas, delete_user=delete_user).endpoints(),
+        *OwnDataRoutes(signing_keys=services.signing_keys).endpoints(),
         *UserRoutes(users=users, delete_user=delete_user).endpoints(),
         *ApiKeyRoutes(keys=services.key_service, users=users).endpoints(),
         *ProviderKeyRoutes(service=services.provider_keys, own_keys=services.own_keys).endpoints(),

@@ -18,7 +18,7 @@ from broker.notifications.deliverer import Deliverer
 from broker.notifications.formats import make_formats
 from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.outbox import Outbox
-from broker.notifications.signing import known_secrets, signing_keys
+from broker.notifications.signing import SigningKeys, known_secrets
 from broker.ordering.answers import OpenAnswers
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.files import FileService
@@ -149,11 +149,15 @@ class Services(AccountServices):
         )
 
     @cached_property
+    def signing_keys(self) -> SigningKeys:
+        return SigningKeys.from_settings(self.settings, self.tokens.secrets)
+
+    @cached_property
     def webhook_formats(self) -> dict[str, WebhookFormat]:
         return make_formats(
             FormatContext(
                 presenter=self.presenter,
-                signing_keys=tuple(signing_keys(self.settings, self.tokens.secrets)),
+                signing_keys=self.signing_keys,
                 secret=self.tokens.secret,
                 public_base=lambda: self.address.base,
             )

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from broker.accounts.provider_keys import KeyVault
 from broker.accounts.sealing import KeyRing
 from broker.errors import SettingsError
-from broker.notifications.signing import known_secrets, signing_keys
+from broker.notifications.signing import known_secrets
 from broker.services import Services
 from storage.accounts.provider_keys import ProviderKey
 from storage.ids import new_provider_key_id
@@ -65,7 +65,8 @@ async def test_start_is_refused_until_the_earlier_secret_is_known_or_its_keys_ar
         assert services.tokens.verify("task_1", 2, token) == Proof.WRONG
         assert services.tokens.token("task_1", 1) != token
         assert {first, SECOND} <= known_secrets(services.settings, services.tokens.secrets)
-        assert len(signing_keys(services.settings, services.tokens.secrets)) == 2, "receivers may know only the first"
+        for owner in ("house:local", f"user_{'a' * 32}"):
+            assert len(services.signing_keys.of_owner(owner)) == 2, "receivers may know only the first"
     shell = Shell(tmp_path, {"BROKER_DATA_DIR": ".", "SECRET_KEY": SECOND})
     refused_rotation = shell.run("secrets", "rotate")
     assert refused_rotation.code == 2

@@ -17,13 +17,11 @@ from google.genai import errors, types
 from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook
 
-from broker.notifications.signing import signing_keys
 from broker.sandbox.engine import Options
 from storage.sql.scope import EVERYTHING
 from tests.support.brokers import RunningBroker, open_broker
 from tests.support.samples import encoded
 from tests.support.servers.receiver import Message, Receiver, receiving
-from webhooks.signatures.standard import write_secret
 
 pytestmark = pytest.mark.anyio
 
@@ -258,7 +256,7 @@ async def test_end_of_a_batch_is_announced_once_to_each_address(broker: RunningB
     items = [*(asked(f"announced {number}") for number in range(4)), asked(FAILS)]
     name = (await create(broker, *items, webhookConfig=webhook)).json()["name"]
     document = await ended(broker, name)
-    secret = write_secret(signing_keys(broker.services.settings, broker.services.tokens.secrets)[0])
+    secret = broker.services.signing_keys.secret_of("house:local")
     messages = await announced(receiver, name, 2)
     assert len({message.id for message in messages}) == 2
     for message in messages:

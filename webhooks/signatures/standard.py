@@ -43,9 +43,13 @@ def write_secret(key: bytes) -> str:
     return KEY_PREFIX + base64.b64encode(key).decode()
 
 
-def derived_key(secret: bytes) -> bytes:
-    """Return the signing key derived from `secret`, used where none is configured; the same in every process."""
-    return hmac.new(secret, b"standard-webhooks.v1", hashlib.sha256).digest()
+def derived_key(secret: bytes, owner: str | None = None) -> bytes:
+    """Return the signing key derived from `secret`, used where none is configured; the same in every process.
+
+    owner: of the webhooks that it signs; None for the operator. No key tells anything of another.
+    """
+    purpose = "standard-webhooks.v1" if owner is None else f"standard-webhooks.v1:{owner}"
+    return hmac.new(secret, purpose.encode(), hashlib.sha256).digest()
 
 
 @dataclass(frozen=True)

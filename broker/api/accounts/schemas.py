@@ -166,6 +166,16 @@ class MeData(ResponseModel):
         return cls.from_object(principal, user=UserData.from_user(user) if user else None, quota=quota)
 
 
+class WebhookSecretData(ResponseModel):
+    secret: Annotated[
+        str,
+        Field(
+            pattern="^whsec_[A-Za-z0-9+/]+=*$",
+            description="verifies webhooks of your orders (Standard Webhooks); the webhookHmacKey of kie.ai's clients",
+        ),
+    ]
+
+
 class SessionData(ResponseModel):
     """A login."""
 

@@ -70,7 +70,7 @@ async def change_quota(name: str, limits: Mapping[str, str | None], *, as_json: 
         user = await _change(name, {"quota": given})
     else:
         async with connect_broker() as broker:
-            user = await _find_user(broker, name)
+            user = await find_user(broker, name)
     if as_json:
         print_json(user["quota"])
         return
@@ -87,21 +87,21 @@ async def delete_user(name: str, *, is_confirmed: bool) -> None:
         if await to_thread.run_sync(input, question) != name:
             raise CommandError("Nothing was deleted.")
     async with connect_broker() as broker:
-        user = await _find_user(broker, name)
+        user = await find_user(broker, name)
         await broker.client.ask("DELETE", record_path("users", user["id"]))
     print_line(f"{user['name']} is deleted.")
 
 
 async def _change(name: str, changes: Mapping[str, Any]) -> Document:
     async with connect_broker() as broker:
-        user = await _find_user(broker, name)
+        user = await find_user(broker, name)
         changed: Document = (await broker.client.ask("PATCH", record_path("users", user["id"]), json=dict(changes)))[
             "data"
         ]
     return changed
 
 
-async def _find_user(broker: Connection, name: str) -> Document:
+async def find_user(broker: Connection, name: str) -> Document:
     """Return the user of a name. Raises `CommandError` if there is none."""
     found = (await broker.client.ask("GET", "/api/users", params={"name": name}))["data"]
     if not found:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from broker.bootstrap import existing_secret, load_settings
+from broker.cli.admin.users import find_user
 from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import CommandError, format_json, print_facts, print_json, print_line, print_note
-from broker.notifications.signing import signing_keys
+from broker.notifications.signing import SigningKeys
+from storage import ids
 from webhooks.signatures.standard import write_secret
 
 
@@ -26,17 +28,29 @@ async def replay_webhook(webhook_id: str, *, as_json: bool) -> None:
     print_json(document) if as_json else print_line(f"{webhook_id} will be sent again.")
 
 
-async def print_secrets() -> None:
-    """Print each signing secret, the current one first. Raises `CommandError` before the first start."""
+async def print_secrets(owner: str | None) -> None:
+    """Print each secret that signs webhooks, the current one first: the operator's, or those of an account.
+
+    owner: name of a user, or id of an API key without one. Raises `CommandError` before the first start.
+    """
     settings = load_settings()
     secret = existing_secret(settings)
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()
         raise CommandError(f"There is no secret in {folder} yet: start the broker once, in this folder.")
-    for key in signing_keys(settings, (secret or b"", *settings.old_secrets)):
+    keys = SigningKeys.from_settings(settings, (secret or b"", *settings.old_secrets))
+    for key in keys.of_operator() if owner is None else keys.of_owner(await _find_owner(owner)):
         print_line(write_secret(key))
     print_note("For the receiver of your webhooks: docs/behaviour.md explains the verification.")
     print_note("For clients of the kie.ai dialect, the whole first line is the webhookHmacKey.")
+
+
+async def _find_owner(name: str) -> str:
+    """Return the id of a user or API key. Raises `CommandError`."""
+    if ids.API_KEY_ID.fullmatch(name):
+        return name
+    async with connect_broker() as broker:
+        return str((await find_user(broker, name))["id"])
 
 
 def _print_webhooks(document: Document) -> None:

@@ -111,11 +111,15 @@ def replay_webhook(webhook_id: WebhookId, as_json: AsJson = False) -> None:
 
 
 @webhooks.command("secret")
-def print_secret() -> None:
+def print_secret(
+    owner: Annotated[
+        str | None, typer.Option(metavar="NAME", help="That of a user, or of an API key by its id. Default: yours.")
+    ] = None,
+) -> None:
     """Print the secret that signs webhooks. Give it to the receiver only."""
     from broker.cli.admin.webhooks import print_secrets
 
-    run_command(print_secrets)
+    run_command(print_secrets, owner)
 
 
 @providers.callback(invoke_without_command=True)

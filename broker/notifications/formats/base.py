@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from broker.notifications.signing import SigningKeys
 from broker.presenter import TaskPresenter
 from storage.batches import StoredBatch
 from storage.deliveries import Delivery
@@ -19,8 +20,8 @@ class FormatContext:
     """What formats are made of."""
 
     presenter: TaskPresenter
-    signing_keys: tuple[bytes, ...] = field(repr=False)
-    """Of Standard Webhooks, the first one is current."""
+    signing_keys: SigningKeys
+    """Of Standard Webhooks, by owner."""
     secret: bytes = field(repr=False)
     """Our secret, to derive other keys from."""
     public_base: Callable[[], str | None]

@@ -22,7 +22,7 @@ class GeminiBatchFormat:
     """`{"type", "version", "timestamp", "data": {"id"}}`, once for the whole batch, which its receiver then gets."""
 
     def __init__(self, context: FormatContext) -> None:
-        self._signature = StandardSignature(context.signing_keys)
+        self._signing_keys = context.signing_keys
 
     def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
         return None
@@ -39,7 +39,7 @@ class GeminiBatchFormat:
         return json.dumps(body, allow_nan=False, separators=(",", ":"))
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
-        return self._signature.sign(delivery.id, at, body)
+        return StandardSignature(self._signing_keys.of_owner(delivery.caller)).sign(delivery.id, at, body)
 
 
 def batch_name(batch_id: str) -> str:

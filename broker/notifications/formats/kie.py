@@ -20,7 +20,6 @@ from storage.states import TaskState
 from storage.tasks import Task
 from webhooks.events import Event
 from webhooks.signatures.job_id_hmac import JobIdHmac
-from webhooks.signatures.standard import write_secret
 
 CREDIT_USD: Final = 0.005
 """Price of a credit at kie.ai; costs at other providers are converted."""
@@ -84,11 +83,7 @@ class KieFormat:
 
     def __init__(self, context: FormatContext) -> None:
         self._messages = context.presenter.messages
-        self._signature = JobIdHmac(
-            key=write_secret(context.signing_keys[0]).encode(),
-            signature_header="x-webhook-signature",
-            timestamp_header="x-webhook-timestamp",
-        )
+        self._signing_keys = context.signing_keys
 
     def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
         record = build_record(task, images, str(task.origin.get("base_url", "")), self._messages).to_document()
@@ -109,7 +104,12 @@ class KieFormat:
         )
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
-        return self._signature.sign(delivery.task_id, at)
+        signature = JobIdHmac(
+            key=self._signing_keys.secret_of(delivery.caller).encode(),
+            signature_header="x-webhook-signature",
+            timestamp_header="x-webhook-timestamp",
+        )
+        return signature.sign(delivery.task_id, at)
 
 
 def _state_of(task: Task) -> State:

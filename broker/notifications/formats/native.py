@@ -14,14 +14,14 @@ from webhooks.signatures.standard import StandardSignature
 
 
 class NativeFormat:
-    """`{"type", "timestamp", "data"}`, signed by every configured key."""
+    """`{"type", "timestamp", "data"}`, signed by every key of the owner."""
 
     def __init__(self, context: FormatContext) -> None:
         self._presenter = context.presenter
-        self._signature = StandardSignature(context.signing_keys)
+        self._signing_keys = context.signing_keys
 
     def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
         return event_body(event, iso(at) or "", self._presenter.task(task, images, "en").to_document())
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
-        return self._signature.sign(delivery.id, at, body)
+        return StandardSignature(self._signing_keys.of_owner(delivery.caller)).sign(delivery.id, at, body)

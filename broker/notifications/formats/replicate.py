@@ -165,7 +165,7 @@ class ReplicateFormat:
 
     def __init__(self, context: FormatContext) -> None:
         self._presenter = PredictionPresenter(messages=context.presenter.messages)
-        self._signature = StandardSignature(context.signing_keys)
+        self._signing_keys = context.signing_keys
         self._public_base = context.public_base
 
     def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
@@ -178,7 +178,7 @@ class ReplicateFormat:
         return self._write_body(task, ()) if "start" in PredictionOrigin.of_task(task).events else None
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
-        return self._signature.sign(delivery.id, at, body)
+        return StandardSignature(self._signing_keys.of_owner(delivery.caller)).sign(delivery.id, at, body)
 
     def _write_body(self, task: Task, images: Sequence[StoredImage]) -> str:
         base_url = self._public_base() or PredictionOrigin.of_task(task).base_url

@@ -15,9 +15,7 @@ from broker.api.shared.dialect import MODEL, MODELS
 from broker.api.shared.files import FILE, FILES, SharedFiles
 from broker.api.shared.held_answers import HeldAnswers
 from broker.notifications.formats.replicate import PredictionPresenter
-from broker.notifications.signing import signing_keys
 from broker.services import Services
-from webhooks.signatures.standard import write_secret
 
 PLACES = KeyPlaces(schemes=("token",))
 
@@ -39,7 +37,7 @@ def replicate_dialect(services: Services) -> Dialect:
             presenter=PredictionPresenter(messages=services.presenter.messages),
             public_base=lambda: services.address.base,
         ),
-        webhook_secret=write_secret(signing_keys(services.settings, services.tokens.secrets)[0]),
+        signing_keys=services.signing_keys,
     )
     return Dialect(
         name="replicate",

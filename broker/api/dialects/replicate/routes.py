@@ -34,6 +34,7 @@ from broker.notifications.formats.replicate import (
     PredictionOrigin,
     ReplicatePrediction,
 )
+from broker.notifications.signing import SigningKeys
 from broker.orders import ImageParams, OrderRequest
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
@@ -62,7 +63,7 @@ class PredictionRoutes:
     canceler: TaskCanceler
     models: ReplicateModels
     answers: PredictionAnswers
-    webhook_secret: str
+    signing_keys: SigningKeys
 
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoint list of the dialect."""
@@ -208,9 +209,10 @@ class PredictionRoutes:
             raise ApiError("not_found", "The model has no version of this id.", field="id")
         return json_response(version.to_document())
 
-    async def get_webhook_secret(self, _: Request) -> Response:
-        """Get the secret that signs webhooks."""
-        return json_response(ReplicateWebhookSecret(key=self.webhook_secret).to_document())
+    async def get_webhook_secret(self, request: Request) -> Response:
+        """Get the secret that signs your webhooks."""
+        key = self.signing_keys.secret_of(principal_of(request).owner)
+        return json_response(ReplicateWebhookSecret(key=key).to_document())
 
 
 _endpoint = partial(Endpoint, access="caller", tag="Replicate")
