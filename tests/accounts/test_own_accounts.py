@@ -153,7 +153,7 @@ async def test_removed_key_submits_nothing_more_and_its_jobs_are_finished(tmp_pa
         assert [data["status"] for data in await wait_all(market, running)] == ["completed", "completed"]
         keys = await market.keys_of_jobs(KEYS)
         assert keys == {"kie [mood:slow:0.8]": ALICE, "queued kie": HOUSE_KEY}
-        await market.services.tables.provider_keys.delete_unused()
+        await market.services.worker.retention.delete_leftovers()
         assert await market.services.database.fetch("SELECT * FROM provider_keys") == []
 
 
