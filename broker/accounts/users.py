@@ -15,6 +15,7 @@ from broker.errors import ApiError
 from broker.logs import log
 from storage.accounts.api_keys import ApiKeys
 from storage.accounts.login_attempts import LoginClients
+from storage.accounts.provider_keys import ProviderKeys
 from storage.accounts.sessions import Sessions
 from storage.accounts.users import User, Users
 from storage.ids import new_user_id
@@ -55,6 +56,7 @@ class UserService:
     users: Users
     sessions: Sessions
     api_keys: ApiKeys
+    provider_keys: ProviderKeys
     clients: LoginClients
     hasher: PasswordHasher
     throttle: LoginThrottle
@@ -168,7 +170,7 @@ class UserService:
     # -- deleting
 
     async def delete(self, user_id: str) -> None:
-        """Delete an account: the user, sessions, known clients and API keys. Raises `ApiError("not_found")`.
+        """Delete an account: user, sessions, known clients, API keys, provider keys. Raises `ApiError("not_found")`.
 
         What the user has made is not deleted here.
         """
@@ -183,6 +185,7 @@ class UserService:
             *self.sessions.delete_of_user(user_id),
             self.clients.delete_of_user(user_id),
             self.api_keys.delete_of_owner(user_id),
+            *self.provider_keys.delete_of_owner(user_id),
         ]
 
 

@@ -9,6 +9,7 @@ Tasks end one by one, but are deleted by the hundred; docs/scaling.md compares t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from storage.blobs.store import BlobStore
 from storage.files.resumable_uploads import ResumableUploads
 from storage.files.uploaded_files import UploadedFiles
 from storage.ids import reference_owner
+from storage.sql.database import Stale
 from storage.sql.migrate import created_at
 from storage.states import TaskState
 from storage.tables import Tables
@@ -164,6 +166,14 @@ class Retention:
             await _repeat_in_batches(partial(self._delete_uploads, uploads), before)
         if await tables.periodic_jobs.try_acquire("sweep", now=now, every=SWEEP_SECONDS):
             await self.sweep(older_than=SWEEP_SECONDS)
+            await self.retire_ownerless_keys()
+
+    async def retire_ownerless_keys(self) -> None:
+        """Retire the provider keys of owners who are deleted, once their orders are submitted."""
+        keys = self.tables.provider_keys
+        for key in await keys.list_ownerless(ROWS_PER_STATEMENT):
+            with contextlib.suppress(Stale):  # its owner is back, or another process was faster
+                await self.tables.database.transact(*keys.retire_key(key, self.clock.now()))
 
     async def _delete_uploads(self, rows: UploadedFiles | ResumableUploads, before: float, limit: int) -> int:
         """Delete what callers uploaded before a moment; return the number."""

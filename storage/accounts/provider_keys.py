@@ -75,6 +75,15 @@ class ProviderKeys:
             ORDER BY CASE WHEN retired_at IS NULL THEN 0 ELSE 1 END, created_at DESC, id"""
         return await fetch_as(self.database, ProviderKey, sql, account=account)
 
+    async def list_ownerless(self, limit: int) -> list[ProviderKey]:
+        """Return active keys whose user or API key is deleted, and for which no order is queued. Reads all keys."""
+        sql = """SELECT * FROM provider_keys WHERE retired_at IS NULL
+            AND NOT EXISTS (SELECT 1 FROM users WHERE id = provider_keys.owner)
+            AND NOT EXISTS (SELECT 1 FROM api_keys WHERE id = provider_keys.owner)
+            AND NOT EXISTS (SELECT 1 FROM tasks
+                WHERE state = 'queued' AND provider LIKE '%@%' AND provider = provider_keys.account) LIMIT :limit"""
+        return await fetch_as(self.database, ProviderKey, sql, limit=limit)
+
     async def count_by_sealing_key(self) -> list[SealingKeyUse]:
         sql = "SELECT sealing_key, count(*) AS keys FROM provider_keys GROUP BY sealing_key ORDER BY sealing_key"
         return await fetch_as(self.database, SealingKeyUse, sql)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from storage.sql.scope import EVERYTHING
 from tests.accounts.own_keys import HOUSE_KEY, Market, open_market, serve_emulators
 
 pytestmark = pytest.mark.anyio
@@ -182,6 +183,9 @@ async def test_restarted_broker_goes_on_with_the_keys_of_users(tmp_path: Path) -
             assert {data["status"] for data in await wait_all(market, tasks)} == {"completed"}
             assert await market.keys_of_jobs(KEYS) == {"running [mood:slow:0.3]": ALICE, "queued": ALICE}
             assert (await market.rejoin(alice).get_key("kie"))["lastFour"] == "0001"
+            await market.services.key_service.revoke(alice.owner, EVERYTHING)
+            await market.services.worker.retention.retire_ownerless_keys()
+            assert await market.services.database.fetch("SELECT * FROM provider_keys") == [], "nobody can remove it"
 
 
 async def test_key_whose_row_was_changed_is_used_for_nothing(tmp_path: Path) -> None:

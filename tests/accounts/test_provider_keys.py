@@ -23,6 +23,7 @@ from broker.accounts.provider_keys import (
 from broker.accounts.sealing import KeyRing, SealBroken
 from broker.errors import ApiError, SettingsError
 from storage.accounts.provider_keys import ProviderKey, ProviderKeys
+from storage.accounts.users import User, Users
 from storage.limits.rate_limits import RateLimits
 from storage.sql.migrate import upgrade_schema
 from storage.states import TaskState
@@ -202,3 +203,17 @@ async def test_unknown_secret_is_named_and_what_it_sealed_can_be_given_up(desk: 
     assert (counted.current, counted.unreadable) == (1, 1)
     assert [row["id"] for row in await desk.rows()] == [kept.id]
     await require_sealing_keys(desk.keys, second.ring)
+
+
+async def test_keys_of_deleted_owners_are_deleted_when_their_orders_are_submitted(desk: Desk) -> None:
+    now = desk.clock.now()
+    user = User(id=ALICE, name="alice", name_key="alice", password_hash="x", created_at=now, updated_at=now)
+    await desk.database.transact(Users(desk.database).insert_user(user))
+    gone, _ = await desk.set_key(BOB, "canary-key-of-bob-000002"), await desk.set_key(ALICE, "canary-key-of-alice-0001")
+    queued = a_task(1, provider=gone.account)
+    await desk.database.transact(Tasks(desk.database).insert_task(queued))
+    assert await desk.keys.list_ownerless(9) == []
+    await desk.database.execute("DELETE FROM tasks")
+    assert [key.owner for key in await desk.keys.list_ownerless(9)] == [BOB]
+    await desk.database.transact(*desk.keys.delete_of_owner(ALICE))
+    assert [row["owner"] for row in await desk.rows()] == [BOB]
