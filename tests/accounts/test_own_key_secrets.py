@@ -47,7 +47,7 @@ class Repeating(Upstream):
 
 
 async def send_callback(market: Market, alice: Caller) -> str:
-    """Send a callback with the key in every spelling about a task of hers; return what the inbox shows."""
+    """Send a callback with the key in every spelling about a task of hers; return what the inbox has."""
     task = await alice.order("accept, and wait [x]")
     async with asyncio.timeout(5):
         while not await market.attempts(task):  # noqa: ASYNC110
@@ -60,10 +60,11 @@ async def send_callback(market: Market, alice: Caller) -> str:
         f"/api/webhook/nano-banana?task={task}&attempt=1&token={token}", json=body, headers=headers
     )
     assert answer.status_code == 200
-    page = (await market.house().client.get("/api/callbacks", params={"task": task})).json()["data"]
-    shown = (await market.house().client.get(f"/api/callbacks/{page[0]['id']}")).text
-    assert shown.count("[hidden]") >= len(spellings)
-    return shown
+    callbacks = market.services.tables.callbacks
+    (entry,) = await callbacks.list_newest(limit=9, task_id=task)
+    stored = str(await callbacks.get(entry.id))
+    assert stored.count("[hidden]") >= len(spellings)
+    return stored + (await market.house().client.get("/api/callbacks")).text
 
 
 async def dump(market: Market) -> str:
