@@ -9,8 +9,8 @@ which a user has logged in is known for that user.
 | a known address | the series of account and address, and the allowance of the address |
 | elsewhere | both, and the allowances of the account and of all strangers |
 
-A series allows `FREE_ATTEMPTS` at once and then a growing delay, up to `MAX_DELAY_SECONDS`. The last two allowances
-exist twice: for the first attempts of an address at an account, and for its later ones. So what strangers use up can
+A series allows some attempts at once and then has a growing pause (`SERIES`). The last two allowances
+exist twice: for the `FIRST_ATTEMPTS` of an address at an account, and for its later ones. So what strangers use up can
 neither be the owner's on a known device, nor, by repeating guesses from the same addresses, the owner's in a new place.
 An address is an IPv4 address or an IPv6 network of 64 bits.
 """
@@ -27,14 +27,12 @@ from typing import Final
 
 from broker.clock import Clock
 from broker.errors import ApiError
-from storage.accounts.login_attempts import Allowance, LoginAttemptCounts, LoginAttempts, LoginClients
+from storage.accounts.login_attempts import Allowance, LoginAttemptCounts, LoginAttempts, LoginClients, SeriesRule
 from storage.sql.database import Stale, Statement
 
-FREE_ATTEMPTS: Final = 3
-FIRST_DELAY_SECONDS: Final = 1.0
-MAX_DELAY_SECONDS: Final = 60.0
-SERIES_KEPT_SECONDS: Final = 86_400.0
-"""A series without an attempt for so long begins again."""
+SERIES: Final = SeriesRule(free_attempts=10, first_pause=1.0, max_pause=60.0, kept_seconds=86_400.0)
+"""A program may log in several times at once."""
+FIRST_ATTEMPTS: Final = 3
 
 PER_ADDRESS: Final = Allowance(burst=20, interval=30.0)
 PER_ACCOUNT_FIRST: Final = Allowance(burst=10, interval=1.0)
@@ -47,7 +45,7 @@ REGISTRATIONS_PER_ADDRESS: Final = Allowance(burst=10, interval=60.0)
 REGISTRATIONS: Final = Allowance(burst=50, interval=2.0)
 
 MAX_RACES: Final = 5
-"""How often an attempt is decided again because another one was counted at the same moment."""
+"""How often an attempt is decided again because another one took the last of an allowance at the same moment."""
 
 
 def max_verifications_of_strangers(seconds: float) -> float:
@@ -87,7 +85,7 @@ class LoginRule:
 
     def allowances(self, failures: int) -> dict[str, Allowance]:
         """Return the allowances of the next attempt after a number of them."""
-        return {**self.always, **(self.first if failures < FREE_ATTEMPTS else self.later)}
+        return {**self.always, **(self.first if failures < FIRST_ATTEMPTS else self.later)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +134,7 @@ class LoginThrottle:
             known = next((name for name, digest in digests.items() if digest in counted.known_clients), "elsewhere")
             if admission := await self._count(rules[known], counted.by_key, is_known_device=known == "device"):
                 return admission
-        raise _too_fast(FIRST_DELAY_SECONDS)
+        raise _too_fast(SERIES.first_pause)
 
     async def acquire_confirmation(self, user_id: str, session_id: str) -> LoginAdmission:
         """Count a password that a logged-in user gives again, in a series of the session."""
@@ -145,7 +143,7 @@ class LoginThrottle:
             counted = await self.counts.read(rule.keys)
             if admission := await self._count(rule, counted.by_key):
                 return admission
-        raise _too_fast(FIRST_DELAY_SECONDS)
+        raise _too_fast(SERIES.first_pause)
 
     async def acquire_registration(self, client: LoginClient) -> None:
         """Count a registration."""
@@ -160,7 +158,7 @@ class LoginThrottle:
             except Stale:
                 continue
             return
-        raise _too_fast(FIRST_DELAY_SECONDS)
+        raise _too_fast(SERIES.first_pause)
 
     def end_series(self, admission: LoginAdmission) -> list[Statement]:
         """Return the statements that end a series after a right password, and give back what it has taken.
@@ -191,16 +189,9 @@ class LoginThrottle:
         checked = {**allowances, rule.successes: RIGHT_PASSWORDS_PER_ACCOUNT}
         if wait := max(_series_wait(row, now), _allowance_wait(counted, checked, now)):
             raise _too_fast(wait)
-        attempt = LoginAttempts(
-            key=rule.series,
-            failures=failures + 1,
-            free_at=now + delay_seconds(failures + 1),
-            forget_at=now + SERIES_KEPT_SECONDS,
-        )
         try:
             await self.counts.database.transact(
-                self.counts.set_series(attempt, seen=row.failures if row is not None else 0),
-                *self._take(allowances, now),
+                self.counts.count_in_series(rule.series, SERIES, now), *self._take(allowances, now)
             )
         except Stale:
             return None
@@ -227,13 +218,6 @@ class LoginThrottle:
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:40]
 
 
-def delay_seconds(failures: int) -> float:
-    """Return the pause after a number of attempts in a series."""
-    if failures < FREE_ATTEMPTS:
-        return 0.0
-    return min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(failures - FREE_ATTEMPTS, 30))
-
-
 def address_prefix(address: str) -> str:
     """Return what counts as one client: an IPv4 address, an IPv6 network of 64 bits, or the text itself."""
     try:
@@ -247,7 +231,7 @@ def address_prefix(address: str) -> str:
 
 def _series_wait(row: LoginAttempts | None, now: float) -> float:
     wait = row.free_at - now if row is not None else 0.0
-    return 0.0 if wait > MAX_DELAY_SECONDS else max(0.0, wait)  # further ahead: the clock was set back
+    return 0.0 if wait > SERIES.max_pause else max(0.0, wait)  # further ahead: the clock was set back
 
 
 def _allowance_wait(counted: Mapping[str, LoginAttempts], allowances: Mapping[str, Allowance], now: float) -> float:

@@ -5,6 +5,7 @@ What is counted, and where a client is known, is stored as a digest: names and a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,17 @@ class LoginAttempts:
     free_at: float
     """Of a series: when the next attempt is allowed. Of an allowance: when all of it is free again."""
     forget_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRule:
+    """Attempts at once, and then a pause that doubles with each of them. Durations in seconds."""
+
+    free_attempts: int
+    first_pause: float
+    max_pause: float
+    kept_seconds: float
+    """A series without an attempt for so long begins again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +87,30 @@ class LoginAttemptCounts:
             known_clients=frozenset(row["key"] for row in rows if row["failures"] < 0),
         )
 
-    def set_series(self, row: LoginAttempts, *, seen: int) -> Statement:
-        """Store the next attempt of a series; `Stale` unless `seen` were counted before."""
+    def count_in_series(self, key: str, rule: SeriesRule, now: float) -> Statement:
+        """Count an attempt of a series; `Stale` if the pause after the one before is not over.
+
+        A pause that is longer than the longest was written before the clock was set back, and counts as over.
+        """
+        failures = "CASE WHEN a.forget_at <= :now THEN 1 ELSE a.failures + 1 END"
+        beyond = f"{failures} - :free"
         return Statement(
-            sql="""INSERT INTO login_attempts AS a (key, failures, free_at, forget_at)
-                VALUES (:key, :failures, :free_at, :forget_at) ON CONFLICT (key) DO UPDATE
-                SET failures = :failures, free_at = :free_at, forget_at = :forget_at WHERE a.failures = :seen""",
-            params={**vars(row), "seen": seen},
+            sql=f"""INSERT INTO login_attempts AS a (key, failures, free_at, forget_at)
+                VALUES (:key, 1, :now, :forget_at) ON CONFLICT (key) DO UPDATE SET failures = {failures},
+                free_at = :now + CASE WHEN {beyond} < 0 THEN 0.0 WHEN {beyond} >= :doublings THEN :max_pause
+                    ELSE :first_pause * (1 << CAST({beyond} AS INTEGER)) END,
+                forget_at = :forget_at
+                WHERE a.free_at <= :latest OR a.free_at > :now + :max_pause OR a.forget_at <= :now""",
+            params={
+                "key": key,
+                "now": now,
+                "latest": now + _TOLERANCE_SECONDS,
+                "forget_at": now + rule.kept_seconds,
+                "free": rule.free_attempts,
+                "first_pause": rule.first_pause,
+                "max_pause": rule.max_pause,
+                "doublings": math.ceil(math.log2(rule.max_pause / rule.first_pause)),
+            },
             must_change=True,
         )
 
