@@ -15,6 +15,7 @@ from broker.orders import Quote
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import MICROS_PER_USD, Budgets, day_of, to_micros
 from storage.sql.database import Statement
+from storage.sql.scope import is_private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,10 @@ class DailyBudget:
         amounts = {} if state is None else {"limit": state.limit_micros, "used": state.used_micros}
         return {name: micros / MICROS_PER_USD for name, micros in amounts.items()}
 
-    async def check(self, *quotes: Quote, at: float | None = None) -> None:
+    async def check(self, owner: str, *quotes: Quote, at: float | None = None) -> None:
         """Raise `ApiError("quota_exceeded")`, with the time of reset, if orders with these quotes do not fit.
 
-        at: when they are created, now if None.
+        at: when they are created, now if None. The amounts of the budget are for the operator, not for users.
         """
         state = await self.read_state(at)
         if state is None:
@@ -75,17 +76,19 @@ class DailyBudget:
             )
         most = _most_micros(quotes)
         can_cost = f"This order can cost up to {_usd(most)} USD"
+        left, whole = "less is", " of this broker"
+        if not is_private(owner):
+            left = f"{_usd(state.left_micros)} USD are"
+            whole = f" of {_usd(state.limit_micros)} USD (BROKER_DAILY_BUDGET)"
         if most > state.limit_micros:
             raise ApiError(
                 "quota_exceeded",
-                f"{can_cost}, more than the whole daily budget of {_usd(state.limit_micros)} USD "
-                "(BROKER_DAILY_BUDGET): order fewer or smaller images.",
+                f"{can_cost}, more than the whole daily budget{whole}: order fewer or smaller images.",
             )
         if most > state.left_micros:
             raise ApiError(
                 "quota_exceeded",
-                f"{can_cost}, and {_usd(state.left_micros)} USD are left of the daily budget of "
-                f"{_usd(state.limit_micros)} USD (BROKER_DAILY_BUDGET). It resets at {iso(state.resets_at)}.",
+                f"{can_cost}, and {left} left of the daily budget{whole}. It resets at {iso(state.resets_at)}.",
                 retryable=True,
                 retry_after=max(1.0, state.resets_at - self.clock.now()),
             )

@@ -191,7 +191,7 @@ class OrderService:
         """
         await self.limiter.check_allowance(caller, sum(quote.count for quote in quotes))
         await self.quotas.check_order(caller, needs or OrderNeeds.from_quotes(quotes, 0), at=at)
-        await self.budget.check(*quotes, at=at)
+        await self.budget.check(caller, *quotes, at=at)
 
     async def _refused_repeat(self, record: IdempotencyRecord | None, checking: Awaitable[None]) -> CreatedTasks | None:
         """Return None if a check passes. If not, return the tasks of an equal request that was quicker, or raise.
@@ -238,7 +238,7 @@ class OrderService:
         Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
         await self.quotas.check_order(caller, OrderNeeds.from_quotes([plan.quote], 0))
-        await self.budget.check(plan.quote)
+        await self.budget.check(caller, plan.quote)
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(caller, request, plan.order.params.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))

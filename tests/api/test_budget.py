@@ -18,6 +18,7 @@ from broker.ordering.drafts import BatchDetails, PlannedOrder
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
+from storage.ids import new_user_id
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import day_of, to_micros
 from storage.sql.database import Statement
@@ -99,6 +100,15 @@ async def test_order_that_fits_only_in_part_is_refused_and_reserves_nothing(
         await create_tasks(brokers[1], replace(FOX, count=2))
     assert await reserved_today(brokers[0]) == to_micros(0.08)
     await create_tasks(brokers[1], FOX)
+
+
+async def test_users_do_not_see_the_amounts_of_the_budget(brokers: tuple[Services, Services]) -> None:
+    services, user = brokers[0], new_user_id()
+    await create_tasks(services, replace(FOX, count=4))
+    for count, amounts in ((2, r"and less is left of the daily budget of this broker\."), (6, "this broker: order")):
+        order = replace(FOX, count=count)
+        with pytest.raises(ApiError, match=amounts):
+            await services.orders.create(user, order, await services.orders.plan(user, order))
 
 
 async def test_budget_of_the_next_day_is_a_new_one(brokers: tuple[Services, Services], clock: ManualClock) -> None:
