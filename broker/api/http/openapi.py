@@ -17,10 +17,14 @@ from broker.errors import STATUS_OF
 ABOUT: Final = """\
 An order is durable as soon as it is answered with 202; then poll its task, or stream it.
 
-Callers send `Authorization: Bearer <key>` with one of BROKER_API_KEYS. While none is set, direct calls from the
-broker's own machine need no key.
+Callers send `Authorization: Bearer <key>` with an API key, an access token or one of BROKER_API_KEYS, or the session
+cookie of a login. While there are neither keys nor users, direct calls from the broker's own machine need none.
 """
-_SCHEME: Final = {"type": "http", "scheme": "bearer", "description": "one of BROKER_API_KEYS"}
+_SCHEME: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, an access token, or one of BROKER_API_KEYS",
+}
 _REFERENCE: Final = "#/components/schemas/{model}"
 
 
