@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -20,20 +22,24 @@ pytestmark = pytest.mark.anyio
 GOOD, BAD = "planted-key-that-is-good-0001", "planted-key-that-is-bad-00002"
 
 
-@pytest.mark.parametrize("provider", EMULATORS)
-async def test_provider_says_whether_it_accepts_a_key(tmp_path: Path, clock: ManualClock, provider: str) -> None:
-    async with (
-        serve_sandbox(options=options(dialect=provider, refused_keys={BAD})) as url,
-        still(tmp_path, clock, **EMULATORS[provider](url)) as services,
-    ):
-        tester = KeyTester(registry=services.registry)
-        accepted = await tester.test_key(provider, SecretStr(GOOD))
-        refused = await tester.test_key(provider, SecretStr(BAD))
-    async with still(tmp_path, clock, **EMULATORS[provider]("http://127.0.0.1:9")) as services:
-        unknown = await KeyTester(registry=services.registry).test_key(provider, SecretStr(GOOD))
-    assert (accepted.valid, refused.valid, unknown.valid) == ("true", "false", "unknown")
-    assert accepted.reason.startswith(f"{provider} accepts this key.")
-    assert refused.reason == f"{provider} does not accept this key: copy it again from your account there."
+async def test_providers_say_whether_they_accept_a_key(tmp_path: Path, clock: ManualClock) -> None:
+    settings: dict[str, Any] = {}
+    async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as emulators:
+            for provider, settings_for in EMULATORS.items():
+                serving = serve_sandbox(options=options(dialect=provider, refused_keys={BAD}))
+                settings |= settings_for(await emulators.enter_async_context(serving))
+            services = await stack.enter_async_context(still(tmp_path, clock, **settings))
+            tester = KeyTester(registry=services.registry)
+            accepted = {provider: await tester.test_key(provider, SecretStr(GOOD)) for provider in EMULATORS}
+            refused = {provider: await tester.test_key(provider, SecretStr(BAD)) for provider in EMULATORS}
+        unknown = {provider: await tester.test_key(provider, SecretStr(GOOD)) for provider in EMULATORS}
+    for provider in EMULATORS:
+        found = (accepted[provider].valid, refused[provider].valid, unknown[provider].valid)
+        assert found == ("true", "false", "unknown"), provider
+        assert accepted[provider].reason.startswith(f"{provider} accepts this key.")
+        wrong = f"{provider} does not accept this key: copy it again from your account there."
+        assert refused[provider].reason == wrong
 
 
 async def test_provider_without_a_free_request_leaves_it_unknown(tmp_path: Path, clock: ManualClock) -> None:

@@ -84,7 +84,7 @@ async def test_own_key_appears_in_no_output(tmp_path: Path, form: str, request: 
     configure_logging("DEBUG", form, tmp_path / "logs")
     async with (
         Repeating().open() as upstream,
-        open_market(tmp_path, api_url=upstream.url, upload_url=upstream.url, **shared) as market,
+        open_market(tmp_path, with_callbacks=False, api_url=upstream.url, upload_url=upstream.url, **shared) as market,
     ):
         alice = await market.add_caller("alice")
         outputs = [str(await alice.set_key("kie", KEY))]

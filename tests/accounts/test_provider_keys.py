@@ -166,9 +166,9 @@ async def test_keys_are_readable_at_every_moment_of_a_rotation(desk: Desk) -> No
 
     async def read_all() -> None:
         nonlocal reads
-        for _ in range(20):
-            for number in range(6):
-                (key,) = await desk.keys.list_of_owner(f"user_{number:032x}")
+        while reads < 1000:
+            for key in await desk.keys.list_sealed_by_others("none", after="", limit=9):
+                number = int(key.owner.removeprefix("user_"), 16)
                 assert both.open_key(key).get_secret_value() == f"canary-key-of-{number:014}"
                 reads += 1
 
@@ -178,7 +178,7 @@ async def test_keys_are_readable_at_every_moment_of_a_rotation(desk: Desk) -> No
             assert (await rotate_keys(desk.keys, vault)).sealed_again == 6
 
     await asyncio.gather(read_all(), read_all(), rotate_twice())
-    assert reads == 240
+    assert reads >= 1000
     assert (await rotate_keys(desk.keys, both)).current == 6
     only = KeyVault(ring=KeyRing.from_secrets(SECOND))
     for number in range(6):
