@@ -6,6 +6,7 @@ already had. A change of the password or of the rights ends all sessions of the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -96,7 +97,7 @@ class LoginService:
     async def begin_session(self, kind: SessionKind, user: User, client: LoginClient) -> Login:
         """Return a session of a user who has just registered."""
         login, statements = self._new_session(kind, user, client, is_known_device=False)
-        return await self._store_login(login, statements, user.password_hash, client)
+        return await self._store_login(login, statements, client, password_hash=user.password_hash)
 
     async def refresh(self, refresh_token: str) -> Login:
         """Exchange a refresh token for new tokens; the old access token ends.
@@ -210,10 +211,9 @@ class LoginService:
         if self.hasher.needs_rehash(fresh_hash):
             fresh_hash = await self.hasher.hash(password)
         login, statements = self._new_session(kind, user, client, is_known_device=admission.is_known_device)
-        replaced = await self._replaced_session(client)
-        return await self._store_login(
-            login, statements, fresh_hash, client, [*replaced, *self.throttle.end_series(admission)]
-        )
+        device = client.device if admission.is_known_device else None
+        more = [*self.throttle.end_series(admission), *self.throttle.remember(user.id, client, device)]
+        return await self._store_login(login, statements, client, password_hash=fresh_hash, more=more)
 
     async def _find_user(self, name: str) -> User | None:
         """Return the user of a name or of an e-mail address.
@@ -242,16 +242,20 @@ class LoginService:
         self,
         login: Login,
         statements: list[Statement],
-        password_hash: str,
         client: LoginClient,
-        more: list[Statement] | None = None,
+        *,
+        password_hash: str,
+        more: Sequence[Statement] = (),
     ) -> Login:
+        """Store a session, and end the one whose cookie the browser had. password_hash: the one to keep."""
         now, user = self.clock.now(), login.user
+        replaced = await self._replaced_session(client)
         try:
             await self.database.transact(  # the session first: a second run of a committed one must fail there
                 *statements,
                 self.users.record_login(user, now, password_hash=password_hash),
-                *(more or []),
+                *replaced,
+                *more,
                 *self.throttle.remember(user.id, client, login.device or None),
             )
         except Stale:  # disabled, deleted, or another password since it was verified

@@ -245,6 +245,8 @@ async def test_open_registration(tmp_path: Path, clock: ManualClock) -> None:
         assert answer.headers["retry-after"] == "60"
         me = (await client.get("/api/me")).json()["data"]
         assert (me["name"], me["isAdmin"]) == ("user 9", False)
+        rows = await broker.services.database.fetch("SELECT id FROM sessions")
+        assert [row["id"] for row in rows] == [me["sessionId"]]  # each registration ended the session before
         clock.advance(60.0)
         taken = await client.post("/api/register", json={"username": "USER 9", "password": PASSWORD})
         assert taken.status_code == 409
