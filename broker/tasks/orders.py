@@ -12,6 +12,7 @@ from broker.orders import PRIORITIES, ImageParams, Mode, Order, Reference, Turn
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.conversations.turns import Turns
 from storage.errors import StorageError
+from storage.ids import provider_of
 from storage.tasks import Task
 
 
@@ -38,10 +39,15 @@ class OrderBuilder:
         return replace(order, turns=await self._restore_turns(task.provider, order.turns))
 
     async def _restore_turns(self, provider: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        """Return the turns, those that this provider wrote with its own words: no other one gets a signature."""
+        """Return the turns, those that this provider wrote with its own words: no other one gets a signature.
+
+        provider: an account; another one at the same provider reads its signatures, too.
+        """
         earlier = [turn.task for turn in turns if turn.task is not None]
         written = await self.turns.get_model_turns(earlier) if earlier else {}
-        own = {task_id: one.turn for task_id, one in written.items() if one.provider == provider}
+        own = {
+            task_id: one.turn for task_id, one in written.items() if provider_of(one.provider) == provider_of(provider)
+        }
         return tuple(replace(turn, content=own.get(turn.task or "")) for turn in turns)
 
     def _build_reference(self, ref: Mapping[str, Any]) -> Reference:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from broker.orders import Turn
 from storage.attempts import Attempt
 from storage.sql.rows import insert_row
 from storage.tasks import Task
@@ -62,3 +63,18 @@ async def test_callback_at_a_provider_without_a_key_of_the_operator_is_accepted(
         assert (entry.provider, entry.verification, entry.task_id) == ("replicate", "accept", task.id)
         unproven = await broker.client.post("/api/webhook/replicate", json=body, headers=FORWARDED)
         assert unproven.status_code == 202, "it is found by its job, and checked"
+
+
+async def test_signatures_of_a_conversation_are_those_of_the_provider_not_of_the_account(tmp_path: Path) -> None:
+    """A user who sets a key, or removes it, goes on with the same history."""
+    async with open_api(tmp_path) as broker:
+        earlier = await a_job(broker, 1, "gemini@0123456789abcdef", turn='{"parts": []}')
+        turns = (Turn(role="model", parts=(), task=earlier.id).to_column(),)
+        orders = broker.services.worker.steps.submit.orders
+        contents = []
+        for number, account in enumerate(("gemini", "gemini@123456789abcdef0", "openrouter"), 2):
+            task = await broker.add_task(number=number, provider=account, turns=turns)
+            contents.append((await orders.build_order(task, keeps_history=True)).turns[0].content)
+        assert contents == ['{"parts": []}', '{"parts": []}', None]
+        answer = await broker.client.get(f"/api/task/{earlier.id}/attempts")
+        assert answer.json()["data"]["attempts"][0]["provider"] == "gemini"

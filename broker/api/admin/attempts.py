@@ -125,7 +125,7 @@ class AttemptRoutes:
         if amount is None:
             return None
         usd = attempt.to_usd(amount)
-        unit = self.unit_of(attempt.provider)
+        unit = self.unit_of(provider_of(attempt.provider))
         return CostData(amount=amount, unit=unit, usd=None if usd is None else round(usd, USD_DIGITS))
 
 
