@@ -21,7 +21,7 @@ PROCESSES = {
 }
 """The services that run a broker or a worker."""
 
-OTHER_VARIABLES = {"POSTGRES_PASSWORD", "OBJECTS_PASSWORD", "NGROK_AUTHTOKEN", "PROXY_PORT"}
+OTHER_VARIABLES = {"OBJECTS_PASSWORD", "NGROK_AUTHTOKEN", "PROXY_PORT"}
 """Variables of .env that the broker does not read."""
 
 
