@@ -80,5 +80,12 @@ async def test_own_key_never_falls_back_to_the_sandbox(tmp_path: Path, clock: Ma
         key, tested = await services.provider_keys.set_key(owner, "fal", SecretStr(ALICE))
         assert tested.valid == "unknown"
         assert list(await services.accounts.find_usable(owner)) == [key.account]
+    async with still(tmp_path, clock, api_url="https://relay.example/nano-banana") as services:
+        (row,) = await services.tables.provider_keys.list_active(owner)
+        await services.database.execute("UPDATE provider_keys SET provider = 'kie', account = 'kie@1'")
+        pool = await services.accounts.find_pool("kie@1")
+        assert pool is not None
+        assert (pool.is_removed, len(pool.accounts)) == (False, 0), "another process may know it: its orders wait"
+        assert row.account not in await services.accounts.find_usable(owner)
         with pytest.raises(ApiError, match="no provider of this name"):
             await services.provider_keys.set_key(owner, SANDBOX.name, SecretStr(ALICE))

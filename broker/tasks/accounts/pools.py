@@ -124,19 +124,16 @@ class ProviderAccounts:
         return self._opened[account]
 
     def _make_pool(self, account: str, rows: Sequence[ProviderKey], now: float) -> OpenedPool:
-        provider = provider_of(account)
         opened = {row.id: secret for row in rows if (secret := self.vault.find_secret(row)) is not None}
-        pool = None
-        if rows and provider in self.registry.known:
-            pool = self._build_pool(account, rows, opened)
         secrets = tuple(secret.get_secret_value() for secret in opened.values())
+        pool = self._build_pool(account, rows, opened) if rows else None
         return OpenedPool(rows=rows, pool=pool, secrets=secrets, read_at=now)
 
     def _build_pool(self, account: str, rows: Sequence[ProviderKey], opened: Mapping[str, SecretStr]) -> ProviderPool:
-        adapters = {
-            key_id: self.registry.open_own(provider_of(account), key_id, secret) for key_id, secret in opened.items()
-        }
-        active = {row.id for row in rows if row.retired_at is None}
+        """Return the pool, without keys if its provider is not known here; another process may know it."""
+        provider, active = provider_of(account), {row.id for row in rows if row.retired_at is None}
+        keys = opened if provider in self.registry.known else {}
+        adapters = {key_id: self.registry.open_own(provider, key_id, secret) for key_id, secret in keys.items()}
         return ProviderPool(
             name=account,
             accounts={key_id: adapter for key_id, adapter in adapters.items() if key_id in active},
