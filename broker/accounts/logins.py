@@ -12,7 +12,7 @@ from typing import Final
 
 from broker.accounts.credentials import IDLE_SECONDS
 from broker.accounts.names import MAX_EMAIL_CHARS, lookup_key
-from broker.accounts.passwords import PasswordHasher, check_new_password, is_too_long
+from broker.accounts.passwords import PasswordHasher, check_changed_password, check_new_password, is_too_long
 from broker.accounts.secret_texts import digest_of, has_use, new_secret
 from broker.accounts.throttle import LoginAdmission, LoginClient, LoginThrottle
 from broker.clock import Clock
@@ -27,6 +27,8 @@ from storage.sql.database import Database, Stale, Statement
 SESSION_SECONDS: Final = 30 * 86_400.0
 """A session ends after so long, however much it is used."""
 MAX_AGENT_CHARS: Final = 200
+MAX_LISTED_SESSIONS: Final = 200
+"""A program may log in thousands of times a day."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class LoginService:
     throttle: LoginThrottle
     times: TokenTimes
     metrics: Metrics
+    max_listed: int = MAX_LISTED_SESSIONS
 
     # -- beginning
 
@@ -134,9 +137,9 @@ class LoginService:
             await self.database.transact(*self.sessions.delete_session(session.id, session.user_id))
 
     async def list_sessions(self, user_id: str) -> list[Session]:
-        """Return the sessions that are not over, the one used last first."""
+        """Return sessions that are not over, `max_listed` at most, the one used last first."""
         now = self.clock.now()
-        return await self.sessions.list_alive(user_id, now, idle_since=now - IDLE_SECONDS)
+        return await self.sessions.list_alive(user_id, now, idle_since=now - IDLE_SECONDS, limit=self.max_listed)
 
     async def revoke(self, user_id: str, session_id: str) -> None:
         """End one session of a user. Raises `ApiError("not_found")` if it is none of the user's."""
@@ -176,6 +179,7 @@ class LoginService:
         session = await self.sessions.get(session_id) if session_id else None
         user = await self.confirm_password(user_id, session_id, old)
         check_new_password(new, user.name)
+        check_changed_password(new, old)
         now, password_hash = self.clock.now(), await self.hasher.hash(new)
         changed = replace(user, password_hash=password_hash, must_change_password=False)
         login, statements, remembered = None, list[Statement](), list[Statement]()
@@ -216,16 +220,16 @@ class LoginService:
         return await self._store_login(login, statements, client, password_hash=fresh_hash, more=more)
 
     async def _find_user(self, name: str) -> User | None:
-        """Return the user of a name or of an e-mail address.
+        """Return the user of a name or, if there is none, of an e-mail address.
 
-        Anyone may register under an address of another, as the name or the address: the oldest account counts, so that
-        none is hidden by a later one.
+        Anyone may register with an address of another. The name counts first, so that the own one always logs in; of
+        accounts with the same address the oldest counts.
         """
-        found = [await self.users.get_by_name(lookup_key(name))]
-        if "@" in name:  # also if the name is one: the time must not tell
-            found.append(await self.users.get_oldest_by_email(name.strip()[:MAX_EMAIL_CHARS]))
-        known = [user for user in found if user is not None]
-        return min(known, key=lambda user: user.created_at, default=None)
+        named = await self.users.get_by_name(lookup_key(name))
+        if "@" not in name:
+            return named
+        addressed = await self.users.get_oldest_by_email(name.strip()[:MAX_EMAIL_CHARS])  # always: time must not tell
+        return named or addressed
 
     async def _verify(self, user: User | None, password: str) -> bool:
         """Return whether a password is right; for an unknown user after the same work."""

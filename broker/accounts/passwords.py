@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ def check_new_password(password: str, name: str) -> None:
             "The password must not be the user name.",
             field="password",
             message_key="password_is_name",
+        )
+
+
+def check_changed_password(password: str, old: str) -> None:
+    """Raise `ApiError` for a new password that is the present one, which others may know."""
+    if hmac.compare_digest(_to_bytes(password), _to_bytes(old)):
+        raise ApiError(
+            "invalid_request",
+            "The new password is the present one: choose another.",
+            field="newPassword",
+            message_key="password_unchanged",
         )
 
 

@@ -5,14 +5,15 @@ which a user has logged in is known for that user.
 
 | attempt from | must pass |
 |---|---|
-| a known device (its cookie) | its own series |
-| a known address | the series of account and address, and the allowance of the address |
-| elsewhere | both, and the allowances of the account and of all strangers |
+| a known device (its cookie) | its own series, and the allowance of the account's known devices |
+| a known address | the series of account and address, the allowances of the address and of the account's known ones |
+| elsewhere | the series, and the allowances of the address, of the account and of all strangers |
+| a session, for the password again | its own series, and the allowance of the account's sessions |
 
-A series allows some attempts at once and then has a growing pause (`SERIES`). The last two allowances
-exist twice: for the `FIRST_ATTEMPTS` of an address at an account, and for its later ones. So what strangers use up can
-neither be the owner's on a known device, nor, by repeating guesses from the same addresses, the owner's in a new place.
-An address is an IPv4 address or an IPv6 network of 64 bits.
+A series allows some attempts at once and then has a growing pause (`SERIES`). The allowances of the account and of all
+strangers exist twice: for the `FIRST_ATTEMPTS` of an address at an account, and for its later ones. So what strangers
+use up can neither be the owner's on a known device, nor, by repeating guesses from the same addresses, the owner's in a
+new place. An address is an IPv4 address or an IPv6 network of 64 bits.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import hashlib
 import hmac
 import ipaddress
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -41,9 +43,12 @@ STRANGERS_FIRST: Final = Allowance(burst=100, interval=0.2)
 STRANGERS_LATER: Final = Allowance(burst=20, interval=1.0)
 RIGHT_PASSWORDS_PER_ACCOUNT: Final = Allowance(burst=30, interval=2.0)
 """Used up by right passwords alone, so by no stranger: a program that logs in for every request would hash all day."""
+PER_KNOWN: Final = Allowance(burst=30, interval=2.0)
+"""Of one account, for its known devices, its known addresses, and its sessions: a user can collect many of each."""
 REGISTRATIONS_PER_ADDRESS: Final = Allowance(burst=10, interval=60.0)
 REGISTRATIONS: Final = Allowance(burst=50, interval=2.0)
 
+_WITH_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::[0-9]*)?")
 MAX_RACES: Final = 5
 """How often an attempt is decided again because another one took the last of an allowance at the same moment."""
 
@@ -117,8 +122,16 @@ class LoginThrottle:
         of_address = {self._key("address", address): PER_ADDRESS}
         of_account, successes = self._key("account", account), self._successes(user_id)
         rules = {
-            "device": LoginRule(series=self._key("series", account, device), successes=successes),
-            "address": LoginRule(series=by_address, successes=successes, always=of_address),
+            "device": LoginRule(
+                series=self._key("series", account, device),
+                successes=successes,
+                always={self._key("devices", user_id or ""): PER_KNOWN},
+            ),
+            "address": LoginRule(
+                series=by_address,
+                successes=successes,
+                always={**of_address, self._key("addresses", user_id or ""): PER_KNOWN},
+            ),
             "elsewhere": LoginRule(
                 series=by_address,
                 successes=successes,
@@ -138,7 +151,11 @@ class LoginThrottle:
 
     async def acquire_confirmation(self, user_id: str, session_id: str) -> LoginAdmission:
         """Count a password that a logged-in user gives again, in a series of the session."""
-        rule = LoginRule(series=self._key("series", user_id, session_id), successes=self._successes(user_id))
+        rule = LoginRule(
+            series=self._key("series", user_id, session_id),
+            successes=self._successes(user_id),
+            always={self._key("sessions", user_id): PER_KNOWN},
+        )
         for _ in range(MAX_RACES):
             counted = await self.counts.read(rule.keys)
             if admission := await self._count(rule, counted.by_key):
@@ -219,9 +236,14 @@ class LoginThrottle:
 
 
 def address_prefix(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, an IPv6 network of 64 bits, or the text itself."""
+    """Return what counts as one client: an IPv4 address, an IPv6 network of 64 bits, or the text itself.
+
+    A port does not count: some proxies write one.
+    """
+    with_port = _WITH_PORT.fullmatch(address)
+    host = (with_port[1] or with_port[2]) if with_port else address
     try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return address[:64]
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:

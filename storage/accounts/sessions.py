@@ -73,8 +73,8 @@ class Sessions:
         )
         return None if row is None else _found_secret(row)
 
-    async def list_alive(self, user_id: str, now: float, *, idle_since: float) -> list[Session]:
-        """Return the sessions that have a secret which still opens something, the one used last first.
+    async def list_alive(self, user_id: str, now: float, *, idle_since: float, limit: int) -> list[Session]:
+        """Return sessions that have a secret which still opens something, `limit` at most, the one used last first.
 
         idle_since: one with a cookie that was not used since then is over.
         """
@@ -85,8 +85,9 @@ class Sessions:
                 AND (kind <> 'cookie' OR last_seen_at > :idle_since)
                 AND EXISTS (SELECT 1 FROM session_secrets x
                     WHERE x.session_id = s.id AND x.expires_at > :now AND x.used_at IS NULL)
-                ORDER BY last_seen_at DESC, id""",
+                ORDER BY last_seen_at DESC, id LIMIT :limit""",
             user=user_id,
+            limit=limit,
             now=now,
             idle_since=idle_since,
         )

@@ -198,7 +198,10 @@ async def test_admins_change_users(broker: ApiBroker, clock: ManualClock) -> Non
         assert (await patch(mustChangePassword=True)).status_code == 200
         assert (await user.get("/api/tasks")).status_code == 403
         assert (await user.get("/api/me")).json()["data"]["user"]["mustChangePassword"] is True
-        change = {"password": PASSWORD, "newPassword": NEW_PASSWORD}
+        change = {"password": PASSWORD, "newPassword": PASSWORD}
+        same = await user.post("/api/me/password", json=change)  # else the one that an admin knows stays
+        assert (same.status_code, same.json()["field"]) == (400, "newPassword")
+        change["newPassword"] = NEW_PASSWORD
         assert (await user.post("/api/me/password", json=change)).status_code == 200
         assert (await user.get("/api/tasks")).status_code == 200
 

@@ -19,6 +19,7 @@ from broker.accounts.throttle import (
     FIRST_ATTEMPTS,
     PER_ACCOUNT_FIRST,
     PER_ADDRESS,
+    PER_KNOWN,
     RIGHT_PASSWORDS_PER_ACCOUNT,
     SERIES,
     STRANGERS_FIRST,
@@ -156,6 +157,24 @@ async def test_logins_of_one_account_cost_a_known_number_of_hashes(services: Ser
     assert await log_in(services, HOME) == "ok"
 
 
+async def test_wrong_passwords_of_known_clients_cost_a_known_number_of_hashes(services: Services) -> None:
+    """Someone with an account collects browsers, addresses and sessions, to keep the processor busy with each."""
+    known, tries = [at(number) for number in range(6)], range(SERIES.free_attempts)
+    logins = [await services.logins.log_in_with_cookie("ada", PASSWORD, client) for client in known]
+
+    async def confirm(session_id: str) -> str:
+        with pytest.raises(ApiError) as caught:
+            await services.logins.confirm_password(logins[0].user.id, session_id, WRONG)
+        return caught.value.code
+
+    browsers = [replace(NEW_PLACE, device=login.device) for login in logins]
+    for one in (browsers, known):
+        outcomes = Counter([await guess(services, "ada", client) for client in one for _ in tries])
+        assert outcomes == {"unauthorized": PER_KNOWN.burst, "rate_limited": 60 - PER_KNOWN.burst}
+    outcomes = Counter([await confirm(login.session.id) for login in logins for _ in tries])
+    assert outcomes == {"forbidden": PER_KNOWN.burst, "rate_limited": 60 - PER_KNOWN.burst}
+
+
 async def test_owner_gets_in_while_strangers_guess(services: Services, clock: ManualClock) -> None:
     """In a new place at once while the same addresses guess on; while new ones do, with a known device or address."""
     botnet = [at(number) for number in range(PER_ACCOUNT_FIRST.burst + 2)]
@@ -262,6 +281,9 @@ async def test_database_holds_no_name_and_no_address_of_an_attempt(services: Ser
     ("address", "prefix"),
     [
         ("203.0.113.9", "203.0.113.9"),
+        ("203.0.113.9:50123", "203.0.113.9"),  # as some proxies write it
+        ("[2001:db8:1:2::5]:443", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::5]", "2001:db8:1:2::/64"),
         ("::ffff:203.0.113.9", "203.0.113.9"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),

@@ -55,14 +55,16 @@ async def refused(trying: Any) -> str:
     return caught.value.code
 
 
-async def test_email_address_logs_the_oldest_account_in(processes: Processes, clock: ManualClock) -> None:
-    """A later account with the address, as its own or as its name, hides no earlier one."""
-    ada = await add_user(processes, email="Ada@Example.com")
-    for name, email in (("ada@example.com", None), ("Mallory", "ada@example.com")):
+async def test_user_name_counts_before_an_email_address(processes: Processes, clock: ManualClock) -> None:
+    """Nobody is locked out by another who registers with the same address; of those, the oldest account counts."""
+    users = {}
+    for name, email in (("Mallory", "ada@example.com"), ("ada@example.com", None), ("Bob", "Bob@Example.com")):
+        users[name] = await add_user(processes, name, email=email)
         clock.advance(1)
-        await add_user(processes, name, email=email)
-    login = await processes.one.logins.log_in_with_cookie(" ada@example.COM ", PASSWORD, HOME)
-    assert login.user.id == ada.id
+    await add_user(processes, "Eve", email="bob@example.com")
+    for typed, name in ((" ada@example.COM ", "ada@example.com"), ("bob@example.com", "Bob"), ("mallory", "Mallory")):
+        login = await processes.one.logins.log_in_with_cookie(typed, PASSWORD, HOME)
+        assert login.user.id == users[name].id, typed
 
 
 async def test_refresh_rotates_and_reuse_revokes_the_family(processes: Processes, clock: ManualClock) -> None:
@@ -98,6 +100,7 @@ async def test_sessions_end_by_themselves_and_are_deleted(processes: Processes, 
     clock.advance(1)
     assert [await is_alive(processes, one) for one in (idle, used)] == [False, True]
     assert {one.id for one in await logins.list_sessions(user.id)} == {used.session.id, tokens.session.id}
+    assert [one.id for one in await replace(logins, max_listed=1).list_sessions(user.id)] == [used.session.id]
     clock.advance(6 * IDLE_SECONDS)
     assert tokens.tokens is not None
     assert await refused(logins.refresh(tokens.tokens.refresh)) == "unauthorized"

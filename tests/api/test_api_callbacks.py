@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from broker.accounts.users import UserChanges
 from storage.attempts import Attempt
 from storage.tasks import Task
+from tests.accounts.opening import PASSWORD
 from tests.support.api import ApiBroker, open_api
 from webhooks.tokens import ChallengeResponse, new_nonce
 from webhooks.verification import MAX_BODY_BYTES
@@ -113,6 +115,17 @@ async def test_token_decides_without_a_webhook_key(tmp_path: Path) -> None:
             assert answer.json().get("code", "") == code, what
             assert answer.json()["success"] is (status < 300), what
         assert sorted(status for _, status in await stored_verifications(broker)) == sorted(case[3] for case in cases)
+
+
+async def test_only_an_admin_with_a_password_of_its_own_plays_a_provider(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as broker:
+        await a_job(broker)
+        root = await broker.services.users.add("root", PASSWORD, is_admin=True, must_change_password=True)
+        key = await broker.services.key_service.add("laptop", user=root)
+        headers = {"Authorization": f"Bearer {key.secret}"}
+        for must_change, status in ((True, 202), (False, 200)):
+            await broker.services.users.change(root.id, UserChanges(must_change_password=must_change))
+            assert (await broker.client.post(WEBHOOK_PATH, json=done(), headers=headers)).status_code == status
 
 
 async def test_unsigned_callback_is_rejected_with_a_webhook_key(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class MeRoutes:
                 "GET",
                 "/api/me/sessions",
                 self.list_own_sessions,
-                responses={200: json_success("every session", SessionList)},
+                responses={200: json_success("the sessions", SessionList)},
             ),
             caller("DELETE", "/api/me/sessions", self.revoke_other_sessions, responses=ended),
             caller(

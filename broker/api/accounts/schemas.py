@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.alias_generators import to_camel
 
 from broker.accounts import names, passwords
+from broker.accounts.logins import MAX_LISTED_SESSIONS
 from broker.accounts.quotas import MAX_QUOTA, QUOTA_NAMES, QuotaLimit
 from broker.accounts.users import UserChanges
 from broker.api.http.pagination import PageQuery, cursor_text
@@ -195,7 +196,7 @@ class SessionData(ResponseModel):
 
 class SessionList(ResponseModel):
     success: Literal[True]
-    data: Annotated[list[SessionData], Field(description="the one used last first")]
+    data: Annotated[list[SessionData], Field(description=f"the {MAX_LISTED_SESSIONS} used last, the last one first")]
 
 
 class TokensData(ResponseModel):

@@ -229,7 +229,9 @@ class _EndpointRoute(Route):
             principal = await self._dialect.authenticate(request)
         except ApiError:
             return None
-        return principal if principal is not None and principal.is_admin else None
+        if principal is None or not principal.is_admin or principal.must_change_password:
+            return None
+        return principal
 
 
 def principal_of(request: HTTPConnection) -> Principal:
