@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from broker.accounts.users import UserService
 from broker.errors import ApiError, SettingsError
+from broker.logs import log
 from broker.settings import Settings
 
 _PASSWORD_NAMES = "BROKER_ADMIN_PASSWORD, or BROKER_ADMIN_PASSWORD_FILE with the path of a file"  # noqa: S105
@@ -22,8 +23,15 @@ async def prepare_accounts(users: UserService, settings: Settings) -> None:
         return
     password = read_admin_password(settings)
     try:
-        if await users.find_by_name(settings.admin_username) is None:
+        user = await users.find_by_name(settings.admin_username)
+        if user is None:
             await users.add(settings.admin_username, password, is_admin=True)
+        elif user.is_disabled or not user.is_admin:
+            log.warning(
+                "the user of BROKER_ADMIN_USERNAME exists and is no admin who can log in: run broker users add "
+                "NAME --admin for another one",
+                action="first_admin_is_none",
+            )
     except ApiError as error:
         if error.code != "conflict":  # else another process was faster
             raise SettingsError(f"the user of BROKER_ADMIN_USERNAME cannot be created: {error.message}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from broker.accounts.first_admin import prepare_accounts
 from broker.accounts.users import UserChanges
@@ -39,6 +40,18 @@ async def test_first_admin_is_created_once_and_never_overwritten(tmp_path: Path,
     assert again == created
     async with open_accounts(tmp_path, clock) as services:
         assert await outcome_of(services, "root", PASSWORD) == "ok"
+
+
+async def test_start_says_that_the_first_admin_is_somebody_else(tmp_path: Path, clock: ManualClock) -> None:
+    """Someone registered the name before: the account gets no rights, and the operator learns it."""
+    async with open_accounts(tmp_path, clock) as services:
+        user = await services.users.add("root", PASSWORD)
+        settings = services.settings.model_copy(update={"admin_username": "Root", "admin_password": SECRET})
+        for changes, lines in ((UserChanges(), 1), (UserChanges(is_admin=True), 0), (UserChanges(is_disabled=True), 1)):
+            await services.users.change(user.id, changes)
+            with capture_logs() as logged:
+                await prepare_accounts(services.users, settings)
+            assert [one["action"] for one in logged] == ["first_admin_is_none"] * lines
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,13 @@ def request(*headers: tuple[str, str], peer: str | None = "127.0.0.1") -> HTTPCo
     return HTTPConnection({"type": "http", "scheme": "http", "client": client, "headers": raw})
 
 
+def test_http_1_0_is_not_trusted() -> None:
+    """nginx without settings of its own sends it, with our own address as `Host` and no forwarding header."""
+    scope = request(HOST).scope
+    assert is_direct_call(HTTPConnection({**scope, "http_version": "1.1"}))
+    assert not is_direct_call(HTTPConnection({**scope, "http_version": "1.0"}))
+
+
 def trusted(headers: Sequence[tuple[str, str]], *, peer: str | None = "127.0.0.1", cors_origins: Any = ()) -> bool:
     return is_direct_call(request(*headers, peer=peer), cors_origins)
 

@@ -189,6 +189,7 @@ def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bo
     hosts = request.headers.getlist("host")
     return (
         is_loopback_host((request.scope.get("client") or ("",))[0])
+        and request.scope.get("http_version") != "1.0"  # of a proxy that adds no header, like nginx by default
         and len(hosts) == 1
         and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
         and not is_forwarded(request)
