@@ -170,16 +170,13 @@ async def open_services(
         await database.check()
         await upgrade_schema(database, clock.now())
         await stack.enter_async_context(watch_database_files(database))
-        if settings.shared and joins:
-            await check_clock_skew(database, clock, settings.lease)
-            await check_cluster(ClusterState(database), settings, secret)
+        if joins:
+            await _check_agreement(database, settings, clock, secret)
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
         agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
         stack.push_async_callback(agent_client.aclose)
-        if joins:
-            await _check_sealing_keys(database, settings, secret)
         catalog = registry.load_catalog(extra_providers)
         providers = ProviderRegistry(
             settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
@@ -206,6 +203,14 @@ async def open_services(
         if joins and services.address.current is None:
             await services.url_monitor.seed()
         yield services
+
+
+async def _check_agreement(database: Database, settings: Settings, clock: Clock, secret: bytes) -> None:
+    """Check that this process agrees with the database, and with the others on it. Raises `SettingsError`."""
+    if settings.shared:
+        await check_clock_skew(database, clock, settings.lease)
+        await check_cluster(ClusterState(database), settings, secret)
+    await _check_sealing_keys(database, settings, secret)
 
 
 @asynccontextmanager

@@ -10,13 +10,13 @@ from storage.sql.scope import EVERYTHING, HOUSE, Scope, is_private
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who sent a request: the one result of a configured key, an API key, a session, a token, or a trusted call."""
+    """The sender of a request: the one result of a key, an API key, a session, a token, or a trusted call."""
 
     owner: str
     """Owns what the request creates; stable, and not a secret: `house:…`, the id of a user, or that of an API key."""
     is_admin: bool
     name: str
-    """What people read: the name of a user or key."""
+    """The name of a user or key, for people."""
     session_id: str | None = None
     """Of a login; None for keys and trusted calls."""
     must_change_password: bool = False
@@ -35,12 +35,12 @@ class Principal:
 
     @property
     def scope(self) -> Scope:
-        """Whose tasks, images and conversations it sees and changes."""
+        """Return the scope of the tasks, images and conversations that it sees and changes."""
         return EVERYTHING if self.sees_content else self.own_scope
 
     @property
     def own_scope(self) -> Scope:
-        """What it has made itself; of the operator, what all keys of the settings and trusted calls have made."""
+        """Return the scope of its own objects; for the operator, of those of all configured keys and trusted calls."""
         return HOUSE if self.is_operator else Scope(owner=self.owner)
 
     def may_read(self, owner: str) -> bool:
@@ -51,7 +51,7 @@ class Principal:
 
     @property
     def oversight(self) -> Scope:
-        """Whose tasks it may list without their content, cancel and delete: for an admin everyone's."""
+        """Return the scope of the tasks that it may cancel, delete, and list without content: for an admin all."""
         return EVERYTHING if self.is_admin else self.scope
 
 

@@ -19,7 +19,7 @@ from storage.errors import StorageError
 IDLE_SECONDS: Final = 86_400.0
 """A session with a cookie ends when it was not used for so long."""
 TOUCH_SECONDS: Final = 60.0
-"""How often the time of the last use is written."""
+"""Pause between two writes of the time of the last use."""
 
 
 @dataclass(kw_only=True)

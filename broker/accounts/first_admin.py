@@ -1,4 +1,4 @@
-"""What a start makes sure of: the admin that the environment names, and no anonymous access beside users."""
+"""Conditions of a start: the admin that the environment names, and no anonymous access beside users."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ MAX_LISTED_SESSIONS: Final = 200
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTimes:
-    """How long tokens are valid, in seconds."""
+    """Validity of tokens, in seconds."""
 
     access: float
     """ACCESS_TOKEN_EXPIRE_MINUTES."""

@@ -35,7 +35,7 @@ Validity = Literal["true", "false", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class KeyTest:
-    """What a provider said about a key."""
+    """The answer of a provider about a key."""
 
     valid: Validity
     reason: str

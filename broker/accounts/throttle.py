@@ -50,7 +50,7 @@ REGISTRATIONS: Final = Allowance(burst=50, interval=2.0)
 
 _WITH_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::[0-9]*)?")
 MAX_RACES: Final = 5
-"""How often an attempt is decided again because another one took the last of an allowance at the same moment."""
+"""Decisions about one attempt, at most: another one may take the last of an allowance at the same moment."""
 
 
 def max_verifications_of_strangers(seconds: float) -> float:
@@ -60,7 +60,7 @@ def max_verifications_of_strangers(seconds: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LoginClient:
-    """Where a login comes from."""
+    """The origin of a login."""
 
     agent: str = ""
     """User-Agent."""
@@ -73,7 +73,7 @@ class LoginClient:
 
 @dataclass(frozen=True, kw_only=True)
 class LoginRule:
-    """What an attempt must pass: a series, and allowances by their keys."""
+    """The counts that an attempt must pass: a series, and allowances by their keys."""
 
     series: str
     successes: str

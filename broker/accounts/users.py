@@ -24,7 +24,7 @@ from storage.sql.database import Database, Stale, Statement
 
 @dataclass(frozen=True, kw_only=True)
 class UserChanges:
-    """What an admin or the operator changes of a user; None leaves a value as it is."""
+    """Changes of a user by an admin or the operator; None leaves a value as it is."""
 
     is_admin: bool | None = None
     is_disabled: bool | None = None

@@ -1,4 +1,4 @@
-"""What a turn continues: the turns before it that have an image, and the images that fit into one order.
+"""The history that a turn continues: the turns before it that have an image, and the images that fit into one order.
 
 A provider with a history gets all of it, in its own words where it wrote them itself. Every other provider gets the
 last image (`TurnPart.is_past` is set for the others). Images are not copied: rows of references lead to the bytes of
@@ -52,7 +52,7 @@ class PastTurn:
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuedTurn:
-    """What a turn continues."""
+    """The history that a turn continues."""
 
     turns: tuple[Turn, ...]
     """Its own included; empty if there is no earlier one."""
@@ -72,7 +72,7 @@ class ContinuedTurn:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """How many images an order may have."""
+    """Images that an order may have, at most."""
 
     images: int
     """At the account that takes most, of those that the owner may use."""

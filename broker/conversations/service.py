@@ -204,7 +204,7 @@ class NextTurn:
 
     @property
     def request_key(self) -> str:
-        """What makes two requests equal in this: see `OrderRequest.conversation`."""
+        """The part of a request that makes two equal: see `OrderRequest.conversation`."""
         return " ".join(filter(None, (self.conversation_id, self.parent_id, self.parent_task)))
 
     async def complete(self, caller: str, order: PlannedOrder) -> PlannedOrder:

@@ -15,7 +15,7 @@ from webhooks.signatures.standard import KEY_PREFIX, derived_key, read_secret, w
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigningKeys:
+class WebhookKeys:
     """The keys of all owners, in each case the current one first."""
 
     configured: tuple[bytes, ...] = field(repr=False)
@@ -24,7 +24,7 @@ class SigningKeys:
     """Ours: SECRET_KEY, and those before it. Receivers that know only an earlier key find its signature, too."""
 
     @classmethod
-    def from_settings(cls, settings: Settings, secrets: Sequence[bytes]) -> SigningKeys:
+    def from_settings(cls, settings: Settings, secrets: Sequence[bytes]) -> WebhookKeys:
         configured = tuple(read_secret(key.get_secret_value()) for key in settings.webhook_secrets)
         return cls(configured=configured, secrets=tuple(secrets))
 
@@ -44,6 +44,6 @@ class SigningKeys:
 
 def known_secrets(settings: Settings, secrets: Sequence[bytes]) -> set[str]:
     """Return the secrets that must be stored nowhere else: those of the settings, and those generated or derived."""
-    keys = SigningKeys.from_settings(settings, secrets).of_operator()
+    keys = WebhookKeys.from_settings(settings, secrets).of_operator()
     signing = {write_secret(key).removeprefix(KEY_PREFIX) for key in keys}
     return {*settings.secret_values(), *(secret.decode("utf-8", "replace") for secret in secrets), *signing}

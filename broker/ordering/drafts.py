@@ -31,7 +31,7 @@ class PlannedOrder:
 
 
 class Continuation(Protocol):
-    """What a new order continues. Its tasks are held until `begin` lets them go."""
+    """The conversation that a new order continues. Its tasks are held until `begin` lets them go."""
 
     async def complete(self, caller: str, order: PlannedOrder) -> PlannedOrder:
         """Return the order, planned with what it continues. Raises `ApiError`.

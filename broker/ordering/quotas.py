@@ -40,7 +40,7 @@ ONE_PIN: Final = OwnerUse(pins=1)
 
 @dataclass(frozen=True, kw_only=True)
 class OrderNeeds:
-    """What an order needs: `use`, and whether its price is known. Without a price it fits in no limit of USD."""
+    """The needs of an order: `use`, and whether its price is known. Without a price it fits in no limit of USD."""
 
     use: OwnerUse
     is_priced: bool

@@ -18,7 +18,7 @@ from broker.notifications.deliverer import Deliverer
 from broker.notifications.formats import make_formats
 from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.outbox import Outbox
-from broker.notifications.signing import SigningKeys, known_secrets
+from broker.notifications.signing import WebhookKeys, known_secrets
 from broker.ordering.answers import OpenAnswers
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.files import FileService
@@ -149,8 +149,8 @@ class Services(AccountServices):
         )
 
     @cached_property
-    def signing_keys(self) -> SigningKeys:
-        return SigningKeys.from_settings(self.settings, self.tokens.secrets)
+    def signing_keys(self) -> WebhookKeys:
+        return WebhookKeys.from_settings(self.settings, self.tokens.secrets)
 
     @cached_property
     def webhook_formats(self) -> dict[str, WebhookFormat]:

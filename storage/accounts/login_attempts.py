@@ -21,7 +21,7 @@ _TOLERANCE_SECONDS: Final = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class LoginAttempts:
-    """What was counted for one key. Moments (`_at`) are seconds since the epoch."""
+    """The count of one key. Moments (`_at`) are seconds since the epoch."""
 
     key: str
     failures: int
@@ -56,7 +56,7 @@ class Allowance:
 
 @dataclass(frozen=True, kw_only=True)
 class CountedAttempts:
-    """What a decision about an attempt reads."""
+    """The rows that a decision about an attempt reads."""
 
     by_key: Mapping[str, LoginAttempts]
     known_clients: frozenset[str]

@@ -54,7 +54,7 @@ class NewTurn:
 
 @dataclass(frozen=True, kw_only=True)
 class TurnTask:
-    """What a conversation shows and continues of a task; the names are those of `Task`."""
+    """The part of a task that a conversation shows and continues; the names are those of `Task`."""
 
     id: str
     batch: str
@@ -76,7 +76,7 @@ class TurnTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTurn:
-    """What the model of a task wrote, as its provider must get it back."""
+    """The words of the model of a task, as its provider must get it back."""
 
     id: str
     """Of the task."""

@@ -1,4 +1,4 @@
-"""Who may do what: every route of the endpoint lists × every kind of object × every kind of principal.
+"""Access to everything: every route of the endpoint lists × every kind of object × every kind of principal.
 
 `python -m tests.support.access_matrix` prints the table. All objects belong to one user, the owner; an answer to any
 other principal must neither hold an object's content nor tell a foreign id from one that does not exist.

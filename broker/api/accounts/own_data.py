@@ -1,4 +1,4 @@
-"""What belongs to the sender of a request beside its tasks: the secret of its webhooks."""
+"""Belongings of the sender of a request beside its tasks: the secret of its webhooks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from starlette.responses import Response
 from broker.api.accounts.schemas import WebhookSecretData
 from broker.api.http.endpoint import Endpoint, json_success, principal_of
 from broker.api.http.responses import DataResponse, data_response
-from broker.notifications.signing import SigningKeys
+from broker.notifications.signing import WebhookKeys
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnDataRoutes:
-    signing_keys: SigningKeys
+    signing_keys: WebhookKeys
 
     def endpoints(self) -> list[Endpoint]:
         return [

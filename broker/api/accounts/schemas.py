@@ -94,7 +94,7 @@ class UserRequest(AccountRequest):
 
 
 class UserChangeRequest(AccountRequest):
-    """What is not given stays as it is."""
+    """Changes of a user; fields that are not given stay as they are."""
 
     is_admin: bool | None = None
     is_disabled: bool | None = None

@@ -16,7 +16,7 @@ _DEVICE: Final = "broker_device"
 _SECURE_PREFIX: Final = "__Host-"
 """A browser takes such a cookie over TLS only, and from this host alone."""
 COOKIE_SECONDS: Final = 30 * 86_400
-"""How long a browser keeps the session's; the session may end earlier."""
+"""Time that a browser keeps the cookie of a session; the session may end earlier."""
 DEVICE_COOKIE_SECONDS: Final = 180 * 86_400
 
 

@@ -103,20 +103,7 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             responses={202: _ACCEPTED},
             errors=("invalid_request", *_GONE, "conflict", "rate_limited", "quota_exceeded"),
         ),
-        *(
-            _caller_endpoint(
-                "POST",
-                f"/api/task/{{id}}/{change}",
-                handler,
-                parameters=(_TASK, _LANGUAGE),
-                responses={200: json_success("the task afterwards", _TaskResponse)},
-                errors=errors,
-            )
-            for change, handler, errors in (
-                ("pin", tasks.pin_task, (*_GONE, "quota_exceeded")),
-                ("unpin", tasks.unpin_task, _GONE),
-            )
-        ),
+        *_pin_endpoints(tasks),
         _poll_endpoint(
             "/api/task/{id}",
             tasks.get_task,
@@ -153,6 +140,23 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             responses={200: json_success("a page", TaskPage)},
             errors=("unsupported_parameter",),
         ),
+    ]
+
+
+def _pin_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
+    return [
+        _caller_endpoint(
+            "POST",
+            f"/api/task/{{id}}/{change}",
+            handler,
+            parameters=(_TASK, _LANGUAGE),
+            responses={200: json_success("the task afterwards", _TaskResponse)},
+            errors=errors,
+        )
+        for change, handler, errors in (
+            ("pin", tasks.pin_task, (*_GONE, "quota_exceeded")),
+            ("unpin", tasks.unpin_task, _GONE),
+        )
     ]
 
 

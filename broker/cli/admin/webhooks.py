@@ -6,7 +6,7 @@ from broker.bootstrap import existing_secret, load_settings
 from broker.cli.admin.users import find_user
 from broker.cli.connection import Document, connect_broker, record_path, show_document
 from broker.cli.console import CommandError, format_json, print_facts, print_json, print_line, print_note
-from broker.notifications.signing import SigningKeys
+from broker.notifications.signing import WebhookKeys
 from storage import ids
 from webhooks.signatures.standard import write_secret
 
@@ -38,7 +38,7 @@ async def print_secrets(owner: str | None) -> None:
     if secret is None and not settings.webhook_secrets:
         folder = settings.data_dir.resolve()
         raise CommandError(f"There is no secret in {folder} yet: start the broker once, in this folder.")
-    keys = SigningKeys.from_settings(settings, (secret or b"", *settings.old_secrets))
+    keys = WebhookKeys.from_settings(settings, (secret or b"", *settings.old_secrets))
     for key in keys.of_operator() if owner is None else keys.of_owner(await _find_owner(owner)):
         print_line(write_secret(key))
     print_note("For the receiver of your webhooks: docs/behaviour.md explains the verification.")

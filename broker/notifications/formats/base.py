@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from broker.notifications.signing import SigningKeys
+from broker.notifications.signing import WebhookKeys
 from broker.presenter import TaskPresenter
 from storage.batches import StoredBatch
 from storage.deliveries import Delivery
@@ -17,10 +17,10 @@ from webhooks.events import BatchEvent, Event
 
 @dataclass(frozen=True, kw_only=True)
 class FormatContext:
-    """What formats are made of."""
+    """Parts that formats are made of."""
 
     presenter: TaskPresenter
-    signing_keys: SigningKeys
+    signing_keys: WebhookKeys
     """Of Standard Webhooks, by owner."""
     secret: bytes = field(repr=False)
     """Our secret, to derive other keys from."""

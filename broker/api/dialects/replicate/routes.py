@@ -34,7 +34,7 @@ from broker.notifications.formats.replicate import (
     PredictionOrigin,
     ReplicatePrediction,
 )
-from broker.notifications.signing import SigningKeys
+from broker.notifications.signing import WebhookKeys
 from broker.orders import ImageParams, OrderRequest
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.queries import TaskQueries
@@ -63,7 +63,7 @@ class PredictionRoutes:
     canceler: TaskCanceler
     models: ReplicateModels
     answers: PredictionAnswers
-    signing_keys: SigningKeys
+    signing_keys: WebhookKeys
 
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoint list of the dialect."""
