@@ -353,8 +353,10 @@ async def test_history_has_the_images_that_fit_and_no_words_of_the_model(tmp_pat
         assert link["n"] == 11, "linked images are not counted again"
 
 
-async def test_words_of_a_model_go_back_to_the_account_that_made_them_alone(tmp_path: Path, clock: ManualClock) -> None:
-    """Another provider, and another account at the same one, get the turns without signatures."""
+async def test_words_of_a_model_go_back_to_the_provider_that_made_them_alone(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """Another account at the same provider reads its signatures, too; another provider gets the last image."""
     async with still(tmp_path, clock, gemini_keys="key") as services:
         conversation, orders = await begin(services), services.worker.steps.submit.orders
         made = []
@@ -366,7 +368,7 @@ async def test_words_of_a_model_go_back_to_the_account_that_made_them_alone(tmp_
         written = ["as written 0", "as written 1"]
         for provider, keeps_history, contents, blobs in (
             ("gemini", True, written, [image.blob for image in made]),
-            ("gemini@0123456789abcdef", True, [None, None], [image.blob for image in made]),
+            ("gemini@0123456789abcdef", True, written, [image.blob for image in made]),
             ("kie", False, [], [made[1].blob]),
         ):
             order = await orders.build_order(replace(task, provider=provider), keeps_history=keeps_history)
