@@ -15,6 +15,9 @@ from storage.sql.rows import fetch_as, fetch_one_as, in_clause, insert_row
 
 Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbnail-512", "thumbnail-1024"]
 
+_BYTES_OF = "substr(blob, 1, length(blob) - 65)"
+"""The owner of the bytes of an image, before their hash: for a link, another one than that of the image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
@@ -68,6 +71,16 @@ class Images:
         listed, params = in_clause(owners)
         rows = await self.database.fetch(f"SELECT DISTINCT owner FROM images WHERE owner IN ({listed})", **params)
         return {row["owner"] for row in rows}
+
+    async def links_to(self, owners: Sequence[str]) -> list[tuple[str, str]]:
+        """Return which of these owners have bytes that are references of others: (owner, other); of some hundred."""
+        listed, params = in_clause(owners)
+        rows = await self.database.fetch(
+            f"""SELECT DISTINCT {_BYTES_OF} AS linked, owner FROM images
+                WHERE caller = '' AND kind = 'reference' AND {_BYTES_OF} IN ({listed})""",
+            **params,
+        )
+        return [(row["linked"], row["owner"]) for row in rows if row["linked"] != row["owner"]]
 
     def insert_image(self, image: StoredImage) -> Statement:
         """Insert the image unless it exists. Lock the task of a result first: it may have been canceled.

@@ -15,6 +15,7 @@ from broker.conversations.history import ContinuedTurn, History
 from broker.errors import ApiError
 from broker.logs import log
 from broker.ordering.plan import Planner
+from broker.ordering.routing import BUDGET, QUOTA
 from broker.orders import PRIORITIES, ImageParams, OrderRequest, StoredReference
 from broker.reports import Failed
 from broker.tasks.lifecycle import NOTHING, Changes
@@ -75,7 +76,11 @@ class TurnRelease:
         await self.turns.end_wait(turn.id)
 
     async def _plan(self, task: Task, references: int) -> dict[str, Any]:
-        """Return where a task goes that continues something else than was expected when it was ordered."""
+        """Return where a task goes that continues something else than was expected when it was ordered.
+
+        Not where it would cost more than it has reserved.
+        """
+        reserved = {BUDGET: task.reserved, QUOTA: task.owner_micros}
         plan = await self.planner.make_plan(
             task.caller,
             OrderRequest(
@@ -84,6 +89,7 @@ class TurnRelease:
                 priority=PRIORITIES[task.priority],
                 provider=task.requested_provider,
             ),
+            reserved={name: micros for name, micros in reserved.items() if micros is not None},
         )
         routes = tuple(route.to_column() for route in plan.routes)
         return {"provider": plan.candidates[0], "candidates": plan.candidates, "routes": routes}

@@ -208,7 +208,10 @@ class NextTurn:
         return " ".join(filter(None, (self.conversation_id, self.parent_id, self.parent_task)))
 
     async def complete(self, caller: str, order: PlannedOrder) -> PlannedOrder:
-        """Return the order, planned with the last image of the conversation, if it will have one."""
+        """Return the order, planned with the last image of the conversation, if it will have one.
+
+        It reserves what it can cost with that image or without it: the turn before may fail.
+        """
         await self.check()
         service, request = self.service, order.request
         parent_id = self.parent_id
@@ -219,7 +222,12 @@ class NextTurn:
         if not await service.history.has_room(caller, order.plan.order.params.model, len(request.sources)):
             return order
         planned = replace(request, sources=(*request.sources, StoredReference(blob="", sha256="")))
-        return replace(order, plan=await service.planner.make_plan(caller, planned))
+        plan = await service.planner.make_plan(caller, planned)
+        most = plan.quote.max_house_usd
+        if most is not None:
+            quote = replace(plan.quote, max_house_usd=max(most, order.plan.quote.max_house_usd or 0.0))
+            plan = replace(plan, quote=quote)
+        return replace(order, plan=plan)
 
     def statements(self, tasks: Sequence[Task]) -> Sequence[Statement]:
         first = tasks[0]

@@ -41,8 +41,11 @@ class Planner:
     caller_fetcher: Fetcher
     """With the rules on which addresses of callers may be called."""
 
-    async def make_plan(self, owner: str, request: OrderRequest) -> Plan:
-        """Return the plan of a request of an owner. Raises `ApiError` for a field that is wrong."""
+    async def make_plan(self, owner: str, request: OrderRequest, *, reserved: Mapping[str, int] | None = None) -> Plan:
+        """Return the plan of a request of an owner. Raises `ApiError` for a field that is wrong.
+
+        reserved: see `OrderRouter.find_routes`.
+        """
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
         if request.priority not in PRIORITIES:
@@ -55,7 +58,13 @@ class Planner:
         order = replace(order, priority=request.priority, turns=request.turns)
         usable = await self.accounts.find_usable(owner)
         routes = await self.routing.find_routes(
-            owner, order, usable, references=len(request.sources), count=request.count, pinned=request.provider
+            owner,
+            order,
+            usable,
+            references=len(request.sources),
+            count=request.count,
+            pinned=request.provider,
+            reserved=reserved,
         )
         candidates = {route.provider: usable[route.provider] for route in routes if route.is_candidate}
         return Plan(

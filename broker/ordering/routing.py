@@ -30,6 +30,9 @@ _STATUS_SENTENCES: Final = {
     "provider_unavailable": "it does not answer",
 }
 
+BUDGET: Final = "daily budget"
+QUOTA: Final = "quota of USD per day"
+"""What the price of an order must fit in."""
 
 Obstacle = tuple[str, FieldError]
 """Error code and field."""
@@ -55,12 +58,14 @@ class OrderRouter:
         references: int,
         count: int,
         pinned: str | None,
+        reserved: Mapping[str, int] | None = None,
     ) -> tuple[Route, ...]:
         """Return a route for every account that an owner can use, candidates first, best first.
 
         usable: by account, in order of preference. references: number of reference images. count: of images. pinned:
-        the only provider that may get it. Raises `ApiError` if there is no candidate, for the reason of the preferred
-        account.
+        the only provider that may get it. reserved: of an order that was created before, what it has reserved in
+        `BUDGET` and `QUOTA` and may not exceed. Raises `ApiError` if there is no candidate, for the reason of the
+        preferred account.
         """
         names = list(dict.fromkeys(map(provider_of, usable)))
         if pinned is not None and pinned not in names:
@@ -80,8 +85,10 @@ class OrderRouter:
         if not able:
             chosen_ones = [found for account, found in obstacles.items() if pinned in {None, provider_of(account)}]
             raise _refusal(order, names, chosen_ones)
-        obstacles |= (too_dear := await self._find_unaffordable(owner, able, order, count))
+        obstacles |= (too_dear := await self._find_unaffordable(owner, able, order, count, reserved))
         able = {account: provider for account, provider in able.items() if account not in too_dear}
+        if not able:
+            raise ApiError("quota_exceeded", "This order costs more now than it has reserved: send it again.")
         statuses = await self.router.statuses_of(usable)
         chosen = _prefer_complete(able, order)
         ranked = sorted(chosen, key=lambda name: (_takes_none(statuses, name), *self._rank(name, usable, order)))
@@ -95,14 +102,22 @@ class OrderRouter:
         )
 
     async def _find_unaffordable(
-        self, owner: str, able: Mapping[str, Provider], order: Order, count: int
+        self,
+        owner: str,
+        able: Mapping[str, Provider],
+        order: Order,
+        count: int,
+        reserved: Mapping[str, int] | None,
     ) -> dict[str, Obstacle]:
         """Return those whose price does not fit in budget and quota, if another's does; else those without a price.
 
         If no price is known or fits, none: the order is refused when it is created, unless it repeats an earlier one.
+        Of an order that was created, all that do not fit in what it has reserved.
         Accounts of the owner's own cost the operator nothing, so they always fit.
         """
         lefts = await self._read_lefts(owner)
+        if reserved is not None:
+            lefts = {name: reserved[name] for name in lefts if name in reserved}
         if not lefts:
             return {}
         limit = min(lefts, key=lambda name: lefts[name])
@@ -111,7 +126,7 @@ class OrderRouter:
         priced = {name: price for name, price in prices.items() if price is not None}
         fitting = [name for name, price in priced.items() if to_micros(price) * count <= lefts[limit]]
         has_own = len(house) < len(able)
-        kept = fitting if fitting or has_own else list(priced) or list(house)
+        kept = fitting if fitting or has_own or reserved is not None else list(priced) or list(house)
         reasons = {
             name: f"its price does not fit in what is left of the {limit}"
             if name in priced
@@ -126,7 +141,7 @@ class OrderRouter:
     async def _read_lefts(self, owner: str) -> dict[str, int]:
         """Return what is left of each limit that an order must fit in, in millionths of a USD."""
         budget, quota = await self.budget.read_state(), await self.quotas.read_left_micros(owner)
-        lefts = {"daily budget": budget.left_micros if budget else None, "quota of USD per day": quota}
+        lefts = {BUDGET: budget.left_micros if budget else None, QUOTA: quota}
         return {name: left for name, left in lefts.items() if left is not None}
 
     def _rank(self, name: str, usable: Mapping[str, Provider], order: Order) -> tuple[bool, float, int]:

@@ -122,15 +122,32 @@ class Retention:
         return {batch: max(until, soon) for batch, until in kept.items()}
 
     async def _delete_files(self, tasks: Sequence[Task]) -> None:
-        """Delete the files of expired tasks, and those of references whose tasks are all expired."""
+        """Delete the files of expired tasks, and those of references whose tasks are all expired.
+
+        Later those that a turn of the same conversation shows: its references lead to the files of earlier turns.
+        """
         owners = {reference_owner(task.batch) for task in tasks}
         owners -= await self.tables.task_retention.active_owners(list(owners))
         with_references = sorted(await self.tables.images.owners_with_images(list(owners))) if owners else []
+        linked = await self._find_linked([*(task.id for task in tasks), *with_references])
+        if kept := [task for task in tasks if linked & {task.id, reference_owner(task.batch)}]:
+            later = self.tables.task_retention.update_all(kept, due_at=self.clock.now() + SWEEP_SECONDS)
+            await self.tables.database.transact(later)
+            tasks = [task for task in tasks if task not in kept]
+            with_references = sorted({*with_references} & {reference_owner(task.batch) for task in tasks})
+        if not tasks:
+            return
         # bytes first: after an error in between, a row leads the next run to them
         await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *with_references)))
         deleting = [self.tables.images.delete_of_owners(with_references)] if with_references else []
         files_deleted = lifecycle.files_deleted(self.clock.now(), self.policy).task
         await self.tables.database.transact(self.tables.task_retention.update_all(tasks, **files_deleted), *deleting)
+
+    async def _find_linked(self, owners: Sequence[str]) -> set[str]:
+        """Return the owners whose files are references of unexpired tasks of other requests."""
+        links = await self.tables.images.links_to(owners)
+        active = await self.tables.task_retention.active_owners([by for _, by in links]) if links else set()
+        return {owner for owner, by in links if by in active}
 
     async def apply_shorter_retention(self) -> None:
         """Apply a retention time that is shorter than before to tasks that have ended; once for all processes."""
@@ -203,7 +220,7 @@ class Retention:
         return len(strays)
 
     async def find_strays(self, owners: Sequence[str]) -> list[str]:
-        """Return the owners without a row and without an unexpired task, which may still get its row."""
+        """Return the owners without a row or link, and without an unexpired task, which may still get its row."""
         strays: list[str] = []
         for start in range(0, len(owners), ROWS_PER_STATEMENT):
             batch = owners[start : start + ROWS_PER_STATEMENT]
@@ -211,7 +228,8 @@ class Retention:
             active = await self.tables.task_retention.active_owners(batch)
             with_files = await self.tables.uploaded_files.owners_with_files(batch)
             uploading = await self.tables.resumable_uploads.owners_with_uploads(batch)
-            strays += [owner for owner in batch if owner not in with_images | active | with_files | uploading]
+            known = with_images | active | with_files | uploading | await self._find_linked(batch)
+            strays += [owner for owner in batch if owner not in known]
         return strays
 
 

@@ -6,7 +6,7 @@ Money decides: an order goes on only after an attempt that certainly cost nothin
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker.cache import TtlCache
@@ -110,11 +110,12 @@ class Router:
     async def find_other(self, task: Task) -> tuple[str, ...]:
         """Return the providers of an order after an unknown outcome: another one that takes orders first, if any.
 
-        It stays with who pays: from an account of the user's own it goes to none of the operator, and the reverse.
+        It stays with who pays, from now on: from an account of the user's own it goes to none of the operator, and the
+        reverse.
         """
         statuses, is_own = await self._statuses_for(task), is_own_account(task.provider)
-        of_payer = {name: status for name, status in statuses.items() if is_own_account(name) == is_own}
-        return _onward(task, of_payer, keep=True)
+        of_payer = tuple(name for name in task.candidates if is_own_account(name) == is_own)
+        return _onward(replace(task, candidates=of_payer), statuses, keep=True) or of_payer or (task.provider,)
 
     async def find_available(self, task: Task) -> tuple[str, ...]:
         """Return the providers of a queued order if its own takes none now and another does; else empty.

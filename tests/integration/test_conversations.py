@@ -20,6 +20,7 @@ from broker.ordering.drafts import Continuation, PlannedOrder
 from broker.orders import ImageParams, OrderRequest, UploadedReference
 from broker.services import Services
 from storage.accounts.users import User
+from storage.blobs.store import BlobMissing
 from storage.ids import new_user_id
 from storage.images import StoredImage
 from storage.sql.database import Statement
@@ -477,3 +478,89 @@ async def test_held_turn_has_no_estimate_and_ends_with_the_time_in_the_queue(
         assert (await rows(services, [held]))[0].error_code == "deadline_exceeded"
         (last,) = await add_turn(services, conversation, "third")
         assert (last.is_held, last.mode) == (False, "text-to-image"), "it is planned again without an image"
+
+
+async def test_images_stay_for_later_turns_that_use_them(tmp_path: Path, clock: ManualClock) -> None:
+    """The earlier task is deleted, or its conversation idle; files of turns that nobody keeps go as before."""
+    async with still(tmp_path, clock) as services:
+        conversation, blobs = await begin(services), services.blobs
+
+        async def bytes_of(task: Task) -> list[int]:
+            found = list[int]()
+            for ref in task.references:
+                try:
+                    found.append(len([chunk async for chunk in await blobs.open(ref["blob"])]))
+                except BlobMissing:
+                    found.append(0)
+            return found
+
+        (first,) = await add_turn(services, conversation, "first", png("red"))
+        image = await succeed(services, first)
+        (second,) = await add_turn(services, conversation, "second")
+        assert shown(second) == [image.blob]
+        await services.deleter.delete_task(first.id, HOUSE)
+        await services.worker.clean_up()
+        await services.worker.retention.sweep(older_than=-1.0)
+        assert all(await bytes_of(second)), "it is still in the queue, and shows the image to its provider"
+        await succeed(services, second)
+        await services.pins.pin_task(second.id, HOUSE)
+        for _ in range(3):
+            clock.advance(2 * DAY)
+            await services.worker.clean_up()
+        await services.worker.retention.sweep(older_than=-1.0)
+        assert await service_of(services).list_newest(HOUSE, before=None, limit=9) == []
+        assert all(await bytes_of(second)), "a pinned task keeps its references"
+        await services.pins.unpin_task(second.id, HOUSE)
+        for _ in range(3):
+            clock.advance(DAY)
+            await services.worker.clean_up()
+        assert await blobs.list_owners(-1.0) == []
+        assert await services.database.fetch("SELECT name FROM images") == []
+
+
+async def test_turn_costs_no_more_than_it_has_reserved_whatever_it_goes_on_from(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """Without the image of the turn before, a dearer provider can serve it, too."""
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(
+        'unit = "USD"\nusd_per_unit = 1.0\n[models.nano-banana]\nmodel = "painter"\nprices = { 1K = 0.5 }\n'
+        "[models.nano-banana.text-to-image]\n"
+    )
+    package, nowhere = replace(EXAMPLE, catalog=catalog), "http://127.0.0.1:9"
+    values: dict[str, Any] = {"kie_keys": "key", "example_keys": "key", "providers": ("example", "kie")}
+    values |= {"api_url": nowhere, "tunnel_api": nowhere, "data_dir": tmp_path / "data", "daily_budget": 0.53}
+    settings = load_settings(env_file=None, extra_providers=(package,), **values)
+    async with open_services(settings, clock=clock, extra_providers=(package,)) as services:
+
+        async def overtake(*, left: int) -> Task:
+            """Return a turn whose parent was canceled, with so much left of the budget then."""
+            conversation, others = await begin(services), await begin(services)
+            (other,) = await add_turn(services, others, "other", model="nano-banana", provider="kie")
+            (first,) = await add_turn(services, conversation, "first", model="nano-banana", provider="kie")
+            (second,) = await add_turn(services, conversation, "second", model="nano-banana")
+            assert (second.is_held, second.candidates) == (True, ("kie",))
+            for task in (other, first):
+                await services.canceler.cancel_task(task.id, HOUSE)
+            state = await services.budget.read_state()
+            assert state is not None
+            assert state.left_micros == left
+            await keep(services)
+            (second,) = await rows(services, [second])
+            assert (second.is_held, second.mode) == (False, "text-to-image")
+            return second
+
+        released = await overtake(left=510_000)
+        assert (released.candidates, released.reserved) == (("kie",), 20_000), "it may go where it fits"
+        await services.database.execute("UPDATE budget_days SET used = -500000")
+        released = await overtake(left=530_000)
+        assert (released.candidates, released.reserved) == (("example", "kie"), 500_000)
+        conversation = await begin(services)
+        (first,) = await add_turn(services, conversation, "first", model="nano-banana", provider="kie")
+        (second,) = await add_turn(services, conversation, "second", model="nano-banana")
+        await services.database.execute("UPDATE tasks SET reserved = 1 WHERE id = :id", id=second.id)
+        await services.canceler.cancel_task(first.id, HOUSE)
+        await keep(services)
+        (second,) = await rows(services, [second])
+        assert (second.state, second.billed) == (TaskState.FAILED, "no"), "prices have changed"
+        assert "reserved" in (second.error_detail or "")

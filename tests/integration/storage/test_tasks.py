@@ -601,6 +601,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await provider_limits.get_capacity(*KIE, AccountLimits(creates_per_window=5, concurrency=5), NOW)
     await images.get_by_name("x")
     await images.owners_with_images(["x", "y"])
+    await images.links_to(["x", "y"])
     await images.list_of_owner(task.id, "result")
     await images.get_at(task.id, "thumbnail-512", 0)
     await database.transact(lock_owner_account(new_user_id()), rows.check_pins(task, 5))
