@@ -31,7 +31,7 @@ async def test_each_request_is_one_line_with_its_id(tmp_path: Path) -> None:
             answer = await broker.client.post("/api/generate/image", json={"prompt": "canary"})
     (line,) = request_lines(lines)
     assert (line["method"], line["route"], line["status"]) == ("POST", "/api/generate/image", 202)
-    assert (line["operation"], line["log_level"]) == ("createImage", "info")
+    assert (line["operation"], line["log_level"], line["owner"]) == ("createImage", "info", "house:local")
     assert re.fullmatch("[0-9a-f]{16}", line["request_id"])
     assert answer.headers["x-request-id"] == line["request_id"]
     (created,) = (line for line in lines if line["action"] == "task_created")

@@ -245,6 +245,12 @@ def is_sent_by_operator(request: HTTPConnection) -> bool:
     return request.scope[_PRINCIPAL] is not None
 
 
+def owner_of(scope: Scope) -> str | None:
+    """Return the owner of the sender of a request; None if it was not authenticated."""
+    principal: Principal | None = scope.get(_PRINCIPAL)
+    return principal.owner if principal is not None else None
+
+
 def dialect_of(scope: Scope) -> Dialect | None:
     """Return the dialect whose path was requested; None for unknown paths."""
     dialect: Dialect | None = scope.get(_DIALECT)

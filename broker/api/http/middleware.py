@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from broker.api.http.endpoint import endpoint_of
+from broker.api.http.endpoint import endpoint_of, owner_of
 from broker.api.http.errors import ErrorRenderer, internal_error, unavailable
 from broker.api.http.responses import SECURITY_HEADERS
 from broker.logs import log, safe_exc_info
@@ -31,6 +31,7 @@ class RequestLogMiddleware:
 
     The id is taken from `X-Request-ID` or made; it is returned in the response and bound to every log line of the
     request. The line names the route, not the path or the query: they may hold keys, tokens, and ids that are secrets.
+    With the owner of the sender, it says who has changed a user or made a key.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -73,6 +74,7 @@ class RequestLogMiddleware:
             operation=operation,
             status=status,
             milliseconds=round(seconds * 1000, 1),
+            owner=owner_of(scope),
         )
 
 
