@@ -179,7 +179,7 @@ def _task_endpoints(services: Services, messages: Messages, visibility: Visibili
 
 
 def _account_endpoints(services: Services) -> list[Endpoint]:
-    users, logins, delete_user = services.users, services.logins, services.users.delete
+    users, logins, delete_user = services.users, services.logins, services.account_deleter.delete_user
     return [
         *LoginRoutes(users=users, logins=logins).endpoints(),
         *MeRoutes(users=users, logins=logins, quotas=services.quotas, delete_user=delete_user).endpoints(),

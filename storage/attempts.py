@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as
+from storage.sql.rows import fetch_as, fetch_one_as, in_clause
+
+NO_RESULT: Final = "{}"
+"""A duplicate result whose content is deleted."""
+IS_OWN_ACCOUNT: Final = "provider LIKE '%@%'"
+ANY_ACCOUNT: Final = "rtrim(provider, '0123456789abcdef')"
+"""The name of an account of a user without its number: that of all whose users are deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,28 @@ class Attempts:
             WHERE provider = :provider AND key_id = :key_id AND sent_at > :since AND ended_at IS NOT NULL GROUP BY 1"""
         rows = await self.database.fetch(sql, provider=provider, key_id=key_id, since=since)
         return {row["code"]: row["n"] for row in rows}
+
+    def delete_words_of_expired(self, tasks: Sequence[str]) -> Statement:
+        """Delete what providers said about those tasks that are expired; amounts stay.
+
+        It follows the statement that expires the tasks.
+        """
+        listed, params = in_clause(tasks)
+        state = "(SELECT t.state FROM tasks t WHERE t.id = attempts.task_id)"
+        return Statement(
+            sql=f"""UPDATE attempts SET provider_code = NULL,
+                duplicate_result = CASE WHEN duplicate_result IS NULL THEN NULL ELSE '{NO_RESULT}' END
+                WHERE task_id IN ({listed}) AND {state} = 'expired'
+                AND (provider_code IS NOT NULL OR duplicate_result IS NOT NULL)""",
+            params=params,
+        )
+
+    def forget_account(self, task_id: str) -> Statement:
+        """Let the attempts of a task tell no longer with which account of its owner they were made."""
+        return Statement(
+            sql=f"UPDATE attempts SET provider = {ANY_ACCOUNT}, key_id = '' WHERE task_id = :id AND {IS_OWN_ACCOUNT}",
+            params={"id": task_id},
+        )
 
     def update_attempt(self, task_id: str, number: int, **changes: Any) -> Statement:
         """Change one attempt, in the transaction that changes its task."""

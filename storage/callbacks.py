@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from storage.ids import provider_of
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row
+from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row, to_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class StoredCallback(CallbackRecord):
         return ROW_BYTES + sum(len(text.encode()) for text in texts)
 
 
+NO_CONTENT: Final[Mapping[str, Any]] = {"headers": "{}", "query": "{}", "body": "", "body_truncated": True}
+"""Fields of a callback about a task that is deleted."""
 ROW_BYTES: Final = 1024
 """Of a row without its texts."""
 MAX_EVICTED: Final = 100
@@ -180,6 +183,19 @@ class Callbacks:
         return Statement(
             sql=f"DELETE FROM callbacks WHERE task_id = :id AND processed_at IS NOT NULL AND {state} = 'expired'",
             params={"id": task_id},
+        )
+
+    def delete_of_task(self, task_id: str) -> Statement:
+        """Delete the callbacks of a task, processed or not."""
+        return Statement(sql="DELETE FROM callbacks WHERE task_id = :id", params={"id": task_id})
+
+    def mark_without_content(self, callback: StoredCallback, now: float) -> Statement:
+        """Do the same as `mark_processed`, and delete the content, because its task is deleted."""
+        return Statement(
+            sql=f"""UPDATE callbacks SET processed_at = :now, {", ".join(f"{name} = :{name}" for name in NO_CONTENT)}
+                WHERE id = :id AND processed_at IS NULL""",
+            params={"id": callback.id, "now": now, **to_columns(NO_CONTENT)},
+            must_change=True,
         )
 
     async def count_unprocessed(self, task_id: str) -> int:

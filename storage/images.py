@@ -103,6 +103,10 @@ class Images:
         listed, params = in_clause(owners)
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed})", params=params)
 
+    def delete_of_caller(self, caller: str) -> Statement:
+        """Delete all images of a caller; what leads to their bytes must be gone."""
+        return Statement(sql="DELETE FROM images WHERE caller = :caller", params={"caller": caller})
+
     def delete_of_expired(self, tasks: Sequence[str]) -> Statement:
         """Delete the images of those tasks that are expired.
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from storage.ids import is_own_account, provider_of
+from storage.attempts import ANY_ACCOUNT, IS_OWN_ACCOUNT
+from storage.ids import DELETED_OWNER, is_own_account, provider_of
 from storage.sql.database import Database, Row, Statement
 
 SECONDS_PER_DAY: Final = 86_400
@@ -89,6 +90,29 @@ class Ledger:
         since_at = since_day * float(SECONDS_PER_DAY)
         rows = await self.database.fetch(sql, since_day=since_day, since_at=since_at)
         return [_make_sum(row, by) for row in rows]
+
+    def anonymize(self, owner: str) -> list[Statement]:
+        """Add what the tasks of an owner cost to the amounts of all deleted accounts.
+
+        Accounts of users at providers have one name together then. No purge adds to the owner's rows at the same time,
+        because no task has the owner any more.
+        """
+        own = f"CASE WHEN {IS_OWN_ACCOUNT} THEN"
+        sums = ", ".join(f"sum({name})" for name in _AMOUNTS)
+        added = ", ".join(f"{name} = ledger.{name} + excluded.{name}" for name in _AMOUNTS)
+        return [
+            Statement(
+                sql=f"""INSERT INTO ledger ({_KEY}, {", ".join(_AMOUNTS)})
+                    SELECT {_KEY}, {sums} FROM (
+                        SELECT day, '{DELETED_OWNER}' AS owner, {own} {ANY_ACCOUNT} ELSE provider END AS provider,
+                            {own} '' ELSE key_id END AS key_id, model, billed, {", ".join(_AMOUNTS)}
+                        FROM ledger WHERE owner = :owner) AS entries
+                    GROUP BY {_KEY} ORDER BY {_KEY}
+                    ON CONFLICT ({_KEY}) DO UPDATE SET {added}""",
+                params={"owner": owner},
+            ),
+            Statement(sql="DELETE FROM ledger WHERE owner = :owner", params={"owner": owner}),
+        ]
 
     async def delete_older(self, now: float, limit: int) -> int:
         """Delete at most `limit` rows of days that are more than `KEPT_DAYS` ago; return how many."""

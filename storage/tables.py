@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from storage.accounts.api_keys import ApiKeys
 from storage.accounts.login_attempts import LoginAttemptCounts, LoginClients
+from storage.accounts.owner_deletions import OwnerDeletions
 from storage.accounts.owners import Owners
 from storage.accounts.provider_keys import ProviderKeys
 from storage.accounts.sessions import Sessions
@@ -61,5 +62,6 @@ class Tables:
         self.login_clients = LoginClients(database)
         self.api_keys = ApiKeys(database)
         self.owners = Owners(database)
+        self.owner_deletions = OwnerDeletions(database)
         self.provider_keys = ProviderKeys(database)
         self.cluster_state = ClusterState(database)

@@ -9,7 +9,7 @@ from typing import Any
 from storage.ids import owner_key
 from storage.ledger import Ledger
 from storage.sql.database import Database, Statement
-from storage.sql.rows import in_clause, set_clause, to_columns
+from storage.sql.rows import fetch_as, in_clause, set_clause, to_columns
 from storage.tasks import Task
 
 
@@ -18,6 +18,12 @@ class TaskRetention:
     """Tasks on their way out."""
 
     database: Database
+
+    async def list_of_owner(self, owner: str, *, queued_only: bool = False, limit: int) -> list[Task]:
+        """Return some tasks of an owner, expired ones too."""
+        only = "AND state = 'queued'" if queued_only else ""
+        sql = f"SELECT * FROM tasks WHERE caller = :owner {only} ORDER BY created_at, id LIMIT :limit"
+        return await fetch_as(self.database, Task, sql, owner=owner, limit=limit)
 
     async def shorten_retention(self, retention: float, *, after: str, limit: int) -> str | None:
         """Make ended tasks due that would be kept longer than `retention` seconds after their end.

@@ -15,7 +15,6 @@ from broker.errors import ApiError
 from broker.logs import log
 from storage.accounts.api_keys import ApiKeys
 from storage.accounts.login_attempts import LoginClients
-from storage.accounts.provider_keys import ProviderKeys
 from storage.accounts.sessions import Sessions
 from storage.accounts.users import User, Users
 from storage.ids import new_user_id
@@ -56,7 +55,6 @@ class UserService:
     users: Users
     sessions: Sessions
     api_keys: ApiKeys
-    provider_keys: ProviderKeys
     clients: LoginClients
     hasher: PasswordHasher
     throttle: LoginThrottle
@@ -169,23 +167,16 @@ class UserService:
 
     # -- deleting
 
-    async def delete(self, user_id: str) -> None:
-        """Delete an account: user, sessions, known clients, API keys, provider keys. Raises `ApiError("not_found")`.
+    def delete_account(self, owner: str) -> list[Statement]:
+        """Return the statements that end an account, of a user or of an API key without one: no login and no key works.
 
-        What the user has made is not deleted here.
+        What the account has made, and the provider keys that its running jobs need, are deleted after it.
         """
-        await self.get(user_id)
-        await self.database.transact(*self.delete_account(user_id))
-        log.info("a user was deleted", action="user_deleted", user=user_id)
-
-    def delete_account(self, user_id: str) -> list[Statement]:
-        """Return the statements that delete an account, for one transaction with others about its data."""
         return [
-            self.users.delete_user(user_id),  # first: a login at the same moment then ends before or fails
-            *self.sessions.delete_of_user(user_id),
-            self.clients.delete_of_user(user_id),
-            self.api_keys.delete_of_owner(user_id),
-            *self.provider_keys.delete_of_owner(user_id),
+            self.users.delete_user(owner),  # first: a login at the same moment then ends before or fails
+            *self.sessions.delete_of_user(owner),
+            self.clients.delete_of_user(owner),
+            self.api_keys.delete_of_owner(owner),
         ]
 
 

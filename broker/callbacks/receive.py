@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.reports import Pending, Report
-from storage.callbacks import Callbacks, StoredCallback
+from storage.callbacks import NO_CONTENT, Callbacks, StoredCallback
 from storage.ids import new_callback_id
 from storage.sql.database import Statement
+from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL
 from webhooks import verification
 from webhooks.redaction import Redactor
@@ -54,6 +55,8 @@ class CallbackReceiver:
             owner = None if verified.task is None else verified.task.caller
             redactor = self.redactor.extend(await self.list_secrets(owner) if owner else ())
             stored = self._to_stored(incoming, verified, redactor)
+            if _concerns_deleted_task(verified):
+                stored = replace(stored, **NO_CONTENT)
             if verified.evidence.is_proven:
                 await self._insert(stored, self.callbacks.insert_callback(stored))
             else:
@@ -108,6 +111,12 @@ class CallbackReceiver:
             return False
         self._rejected_at.append(now)
         return True
+
+
+def _concerns_deleted_task(verified: VerifiedCallback) -> bool:
+    """Return whether nothing of a callback is needed. An accepted one is: it says what the job cost."""
+    is_deleted = verified.task is not None and verified.task.state == TaskState.EXPIRED
+    return is_deleted and verified.decision.verification != Verification.ACCEPT
 
 
 def _plausible_end(report: Report, now: float) -> float | None:

@@ -136,7 +136,8 @@ class ConversationService:
     async def delete_of_owner(self, owner: str) -> int:
         """Delete all conversations of an owner in the same way; return their number."""
         marked = await self.conversations.mark_deleted_of_owner(owner, self.clock.now())
-        await self._delete_marked(marked)
+        if marked:
+            await self._delete_marked(marked)
         return len(marked)
 
     async def _delete_marked(self, conversation_ids: Sequence[str]) -> None:

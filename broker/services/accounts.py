@@ -56,7 +56,6 @@ class AccountServices(Resources):
             users=self.tables.users,
             sessions=self.tables.sessions,
             api_keys=self.tables.api_keys,
-            provider_keys=self.tables.provider_keys,
             clients=self.tables.login_clients,
             hasher=self.passwords,
             throttle=self.login_throttle,

@@ -31,6 +31,8 @@ from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
+from broker.privacy.deletion import AccountDeleter
+from broker.privacy.erasure import TaskEraser
 from broker.services.accounts import AccountServices
 from broker.services.conversations import ConversationParts, make_conversations
 from broker.tasks.cancellation import TaskCanceler
@@ -193,6 +195,7 @@ class Services(AccountServices):
                 clock=clock, running=running, deliverer=self.deliverer, lease_seconds=self.settings.lease
             ),
             clock_guard=ClockGuard(clock=clock),
+            chores={"deletions": self.account_deleter.finish_deletions},
         )
 
     @cached_property
@@ -305,6 +308,26 @@ class Services(AccountServices):
     @cached_property
     def conversation_parts(self) -> ConversationParts:
         return make_conversations(self, orders=self.orders, canceler=self.canceler, deleter=self.deleter)
+
+    # -- privacy
+
+    @cached_property
+    def account_deleter(self) -> AccountDeleter:
+        return AccountDeleter(
+            clock=self.clock,
+            tables=self.tables,
+            blobs=self.blobs,
+            eraser=TaskEraser(
+                tables=self.tables,
+                blobs=self.blobs,
+                transitions=self.transitions,
+                canceler=self.canceler,
+                callback_step=self.callback_step,
+            ),
+            get_user=self.users.get,
+            end_account=self.users.delete_account,
+            delete_conversations=self.conversation_parts.service.delete_of_owner,
+        )
 
     # -- callbacks
 

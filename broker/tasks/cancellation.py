@@ -32,7 +32,7 @@ class TaskCanceler:
         task = await self.queries.get(task_id, scope)
         if task.state != TaskState.CANCELED:
             raise ApiError("conflict", f"This task cannot be canceled any more: it is {task.status}.")
-        await self._cancel_at_provider(task)
+        await self.cancel_job(task)
         return task
 
     async def cancel_batch(self, batch_id: str, scope: Scope) -> list[Task]:
@@ -50,7 +50,8 @@ class TaskCanceler:
             raise ApiError("conflict", "No task of this batch can be canceled any more.")
         return await self.queries.get_batch(batch_id, scope)
 
-    async def _cancel_at_provider(self, task: Task) -> None:
+    async def cancel_job(self, task: Task) -> None:
+        """Ask the provider to cancel the current job of a task. It may go on all the same, and be billed."""
         provider = await self.accounts.find_bound(task)
         if provider is None or task.job_id is None:
             return

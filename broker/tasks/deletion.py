@@ -36,6 +36,7 @@ class TaskDeleter:
                 self.tables.images.delete_of_expired([task_id]),
                 *self.tables.deliveries.delete_of_expired([task_id]),
                 self.tables.callbacks.delete_of_expired(task_id),
+                self.tables.attempts.delete_words_of_expired([task_id]),
             ),
             is_leased=False,
         )

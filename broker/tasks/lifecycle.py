@@ -10,18 +10,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, assert_never
 
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
-from storage.attempts import Attempt
-from storage.ids import provider_of, shown_account
-from storage.states import CANCELABLE_STATES, RETAINED_STATES, TaskState
+from storage.attempts import NO_RESULT, Attempt
+from storage.ids import ACCOUNT_MARK, DELETED_OWNER, is_own_account, provider_of, shown_account
+from storage.states import ACTIVE_STATES, CANCELABLE_STATES, RETAINED_STATES, TaskState
 from storage.tasks import Task
 
 MAX_ROUTES: Final = 50
 """Entries of `Task.routes`; later moves are only counted and logged."""
+_NO_CONTENT: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(("turn", "callback_url", "error_detail", "provider_code", "provider_state", "pinned_at")),
+    **dict.fromkeys(("references", "outputs", "texts", "turns"), ()),
+    "params": {},
+    "origin": {},
+    "prompt": "",
+}
+"""Columns of a task whose content is deleted."""
+LATE_FILES_SECONDS: Final = 300.0
+"""A download that runs when its task is erased may store bytes for this long."""
 LEARNED_BY_CALLBACK: Final = "callback"
 LEARNED_BY_CHECK: Final = "check"
 """A check found the end although a callback was expected."""
@@ -74,6 +84,13 @@ def apply_report(
     attempt: None if nothing was ever submitted. onward: the providers that may serve the order after a failure of this
     attempt, the next one first; empty if there is nowhere to go.
     """
+    changes = _decide(task, attempt, report, now, policy, onward=onward)
+    return _without_words(changes) if task.state == TaskState.EXPIRED else changes
+
+
+def _decide(
+    task: Task, attempt: Attempt | None, report: Report, now: float, policy: TaskPolicy, *, onward: Sequence[str]
+) -> Changes:
     if attempt and attempt.job_id and report.job_id and attempt.job_id != report.job_id:
         return _second_job(attempt, report)
     match report:
@@ -85,6 +102,13 @@ def apply_report(
             return _failed(task, attempt, report, now, policy, onward=onward)
         case _:
             assert_never(report)
+
+
+def _without_words(changes: Changes) -> Changes:
+    """Return the changes for a task that is deleted: what it cost, but nothing of its result or of what was said."""
+    words = {"provider_code": None, "duplicate_result": NO_RESULT}
+    kept = {name: words[name] for name in changes.attempt.keys() & words.keys()}
+    return replace(changes, attempt={**changes.attempt, **kept})
 
 
 def _duplicate(attempt: Attempt, report: Report) -> Changes:
@@ -523,6 +547,23 @@ def delete(task: Task, now: float, policy: TaskPolicy) -> Changes:
     return _without_content(now)
 
 
+def erase(task: Task, now: float) -> Changes:
+    """Return the changes of a task whose account is deleted, in any state: only amounts and times stay.
+
+    A task that has not ended ends here. Its files are deleted again once a download that still runs has ended.
+    """
+    columns = {**(_NO_CONTENT if task.state == TaskState.EXPIRED else _without_content(now).task)}
+    columns |= {"caller": DELETED_OWNER, "job_id": None, "aspect_ratio": None, "requested_provider": None}
+    columns |= {"candidates": (), "routes": ()}
+    if is_own_account(task.provider):
+        columns |= {"provider": f"{provider_of(task.provider)}{ACCOUNT_MARK}", "key_id": ""}
+    if task.ended_at is None:
+        columns |= {"ended_at": now, "error_code": "canceled", "error_retryable": False}
+    if task.state in ACTIVE_STATES:
+        columns["due_at"] = now + LATE_FILES_SECONDS
+    return Changes(task=columns)
+
+
 def pin(task: Task, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes that keep a task beyond retention; NOTHING if it is pinned already, or expired."""
     if task.pinned_at is not None or task.state == TaskState.EXPIRED:
@@ -545,9 +586,7 @@ def unpin(task: Task, now: float, policy: TaskPolicy) -> Changes:
 
 
 def _without_content(now: float) -> Changes:
-    content: dict[str, Any] = {"prompt": "", "params": {}, "references": (), "outputs": (), "texts": (), "turn": None}
-    content |= {"turns": (), "origin": {}, "callback_url": None, "error_detail": None, "pinned_at": None}
-    return Changes(task=_enter(TaskState.EXPIRED, now, **content, step_retries=0, due_at=now))
+    return Changes(task=_enter(TaskState.EXPIRED, now, **_NO_CONTENT, step_retries=0, due_at=now))
 
 
 def files_deleted(now: float, policy: TaskPolicy) -> Changes:

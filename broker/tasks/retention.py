@@ -109,6 +109,7 @@ class Retention:
             self.tables.task_retention.update_all(expired, **lifecycle.expire(expired[0], now, self.policy).task),
             self.tables.images.delete_of_expired(ids),
             *self.tables.deliveries.delete_of_expired(ids),
+            self.tables.attempts.delete_words_of_expired(ids),
         )
         self.metrics.transitions.labels(state, TaskState.EXPIRED.value).inc(changed.count)
         log.info("tasks are expired now", action="task_expired", previous=state, count=changed.count)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -52,6 +52,8 @@ class Worker:
     running: RunningSteps
     leases: LeaseKeeper
     clock_guard: ClockGuard
+    chores: Mapping[str, Callable[[], Awaitable[object]]] = field(default_factory=dict)
+    """Further work of each minute, by the name of its step in metrics and logs."""
     drain_seconds: float = DRAIN_SECONDS
     """Time that running steps get on stop."""
     held_drain_seconds: float = HELD_DRAIN_SECONDS
@@ -211,6 +213,8 @@ class Worker:
         self.running.start(self.retention.delete_leftovers_once(), "housekeeping")
         self.running.start(self.balances.refresh(), "balance")
         self.running.start(self.move_orphans(), "orphans")
+        for name, chore in self.chores.items():
+            self.running.start(chore(), name)
 
     async def move_orphans(self) -> None:
         """Move queued orders of providers that are no longer configured to others that can serve them."""

@@ -68,6 +68,11 @@ class UploadedFiles:
         rows = await self.database.fetch(f"SELECT owner FROM uploaded_files WHERE owner IN ({listed})", **params)
         return {row["owner"] for row in rows}
 
+    async def owners_of_caller(self, caller: str, limit: int) -> list[str]:
+        """Return the owners of the bytes of some files of a caller."""
+        sql = "SELECT owner FROM uploaded_files WHERE caller = :caller LIMIT :limit"
+        return [row["owner"] for row in await self.database.fetch(sql, caller=caller, limit=limit)]
+
     async def owners_before(self, before: float, limit: int) -> list[str]:
         """Return the owners of the bytes of the oldest files, stored before a moment."""
         sql = "SELECT owner FROM uploaded_files WHERE created_at < :before ORDER BY created_at LIMIT :limit"

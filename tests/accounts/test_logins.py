@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +152,7 @@ async def test_what_ends_sessions(processes: Processes) -> None:
     assert not await is_alive(processes, first)
 
     first = await log_in()
-    await users.delete(user.id)
+    await users.database.transact(*users.delete_account(user.id))
     assert not await is_alive(processes, first)
     assert await outcome_of(processes.two, "ada", PASSWORD) == "unauthorized"
 
@@ -160,10 +160,10 @@ async def test_what_ends_sessions(processes: Processes) -> None:
 async def test_login_does_not_survive_what_happens_while_its_password_is_verified(processes: Processes) -> None:
     """Disabled, deleted, or another password: its session would begin after the others were ended."""
     one, users = processes.one, processes.two.users
-    changes = {
+    changes: dict[str, Callable[[str], Awaitable[object]]] = {
         "disabled": lambda user: users.change(user, UserChanges(is_disabled=True)),
         "another password": lambda user: users.change(user, UserChanges(password="a password set by an admin")),
-        "deleted": users.delete,
+        "deleted": lambda user: users.database.transact(*users.delete_account(user)),
     }
     for name, change in changes.items():
         user = await add_user(processes, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,11 +16,12 @@ from storage.attempts import Attempt
 from storage.batches import StoredBatch
 from storage.callbacks import StoredCallback
 from storage.deliveries import Delivery, DeliveryAttempt, DeliveryStatus
-from storage.ids import new_api_key_id, new_task_id, new_user_id
+from storage.ids import new_api_key_id, new_task_id, new_user_id, reference_owner
 from storage.sql.rows import insert_row
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import NEVER, ApiBroker, png
+from tests.support.brokers import RunningBroker
 from webhooks.signatures.base import Proof
 from webhooks.verification import Evidence
 
@@ -69,14 +71,14 @@ class Planted:
         return {WORD, *self.image_names, *(one.id for one in self.tasks), *(one.batch for one in self.tasks)}
 
 
-async def add_user(broker: ApiBroker, name: str = NAME, **changes: Any) -> User:
+async def add_user(broker: ApiBroker | RunningBroker, name: str = NAME, **changes: Any) -> User:
     now = broker.services.clock.now()
     user = User(id=new_user_id(), name=name, name_key=name, password_hash="", created_at=now, updated_at=now, **changes)
     await broker.services.database.transact(insert_row("users", user))
     return user
 
 
-async def add_key(broker: ApiBroker, owner: str | None = None, name: str = NAME) -> tuple[str, ApiKey]:
+async def add_key(broker: ApiBroker | RunningBroker, owner: str | None = None, name: str = NAME) -> tuple[str, ApiKey]:
     """Add an API key of a user, or one that is its own owner; return its secret, and its row."""
     secret, key_id = new_secret("api_key"), new_api_key_id()
     key = ApiKey(
@@ -91,21 +93,28 @@ async def add_key(broker: ApiBroker, owner: str | None = None, name: str = NAME)
     return secret, key
 
 
-async def plant_content(broker: ApiBroker, owner: str) -> Planted:
-    """Store tasks in every state, with attempts, callbacks, webhooks and images, all with canaries."""
+async def plant_content(broker: ApiBroker, owner: str, *, first: int = 0) -> Planted:
+    """Store tasks in every state, with attempts, callbacks, webhooks and images, all with canaries.
+
+    first: number of the first callback and webhook.
+    """
     tasks, images = [await _plant_task(broker, owner, state) for state in TaskState], list[str]()
     done = next(task for task in tasks if task.state == TaskState.SUCCEEDED)
-    images.append((await broker.add_image(done.id, png())).name)
-    reference = f"refs_{done.batch.removeprefix('batch_')}"
-    images.append((await broker.add_image(reference, png("blue"), kind="reference")).name)
+    number = secrets.token_hex(16)
+    for place, kind in ((done.id, "result"), (reference_owner(done.batch), "reference")):
+        name = f"{'generated' if kind == 'result' else kind}_{number}.png"
+        images.append((await broker.add_image(place, png(), kind=kind, name=name)).name)
+        belongs = "UPDATE images SET caller = :caller WHERE name = :name"
+        await broker.services.database.execute(belongs, caller=owner, name=name)
     now = broker.services.clock.now()
     batch = StoredBatch(
         id=done.batch, caller=owner, dialect="gemini", name=WORD, model=WORD, callback_urls=(_URL,),
         metadata={WORD: WORD}, created_at=now, updated_at=now,
     )  # fmt: skip
-    callbacks = [_callback(now, number, task.id) for number, task in enumerate(tasks)]
-    callbacks += [_callback(now, 100, None), _callback(now, 101, new_task_id())]  # of nobody, and of a purged task
-    deliveries = [_delivery(now, number, task) for number, task in enumerate(tasks)]
+    callbacks = [_callback(now, number, task.id) for number, task in enumerate(tasks, first)]
+    # of no task, and of one that was purged
+    callbacks += [_callback(now, first + 100, None), _callback(now, first + 101, new_task_id())]
+    deliveries = [_delivery(now, number, task) for number, task in enumerate(tasks, first)]
     tries = [DeliveryAttempt(delivery_id=one.id, number=1, at=now, error=WORD, milliseconds=1) for one in deliveries]
     rows: list[tuple[str, Sequence[object]]] = [
         *(("batches", [batch]), ("callbacks", callbacks), ("deliveries", deliveries), ("delivery_attempts", tries))

@@ -17,6 +17,7 @@ from broker.tasks.running import RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
 from storage.callbacks import StoredCallback
 from storage.sql.database import Stale
+from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import Task
 from webhooks.redaction import MASK
@@ -37,7 +38,9 @@ class CallbackStep:
     async def process_callbacks(self, task_id: str) -> None:
         for callback in await self.tables.callbacks.list_unprocessed(task_id):
             task = await self.tables.tasks.get(task_id)
-            mark_processed = self.tables.callbacks.mark_processed(callback, self.transitions.clock.now())
+            is_deleted = task is None or task.state == TaskState.EXPIRED
+            mark = self.tables.callbacks.mark_without_content if is_deleted else self.tables.callbacks.mark_processed
+            mark_processed = mark(callback, self.transitions.clock.now())
             if task is None:
                 with contextlib.suppress(Stale):
                     await self.tables.database.transact(mark_processed)

@@ -474,3 +474,11 @@ CREATE TABLE turns (
 CREATE UNIQUE INDEX turns_number ON turns (conversation_id, number);
 CREATE UNIQUE INDEX turns_batch ON turns (batch);
 CREATE INDEX turns_waiting ON turns (created_at) WHERE waits = 1;
+
+-- accounts whose data are deleted; the row goes when no request from before can add anything any more
+CREATE TABLE owner_deletions (
+    owner TEXT PRIMARY KEY,
+    requested_at DOUBLE PRECISION NOT NULL,
+    due_at DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX owner_deletions_due ON owner_deletions (due_at);
