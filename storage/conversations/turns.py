@@ -3,7 +3,8 @@
     turn 1 ──► turn 2 ──► turn 3        each turn goes on from its parent, by default the newest turn
                   └─────► turn 4        a branch
 
-A turn waits (`waits`) until the tasks of its parent have ended: only then is it known which image it goes on from.
+A turn waits (`waits`) until the tasks of its parent have ended, which does not wait any more: only then is it known
+which image it goes on from.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as, in_clause
 from storage.states import TaskState, public_status
 
-_IS_FREE = """NOT EXISTS (SELECT 1 FROM turns parents JOIN tasks ON tasks.batch = parents.batch
-    WHERE parents.id = turns.parent_id AND tasks.ended_at IS NULL)"""
-"""The tasks of its parent have ended, or it has none."""
+_IS_FREE = """NOT EXISTS (SELECT 1 FROM turns parents WHERE parents.id = turns.parent_id AND (parents.waits = 1
+    OR EXISTS (SELECT 1 FROM tasks WHERE tasks.batch = parents.batch AND tasks.ended_at IS NULL)))"""
+"""The tasks of its parent have ended, and before them those of all turns behind it; or it has no parent.
+
+A parent whose tasks were canceled while they were held waits until it would have been released."""
 
 
 @dataclass(frozen=True, kw_only=True)

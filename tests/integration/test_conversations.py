@@ -476,6 +476,7 @@ async def test_held_turn_has_no_estimate_and_ends_with_the_time_in_the_queue(
             while not (await rows(services, [held]))[0].has_ended:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert (await rows(services, [held]))[0].error_code == "deadline_exceeded"
+        await keep(services)
         (last,) = await add_turn(services, conversation, "third")
         assert (last.is_held, last.mode) == (False, "text-to-image"), "it is planned again without an image"
 
@@ -564,3 +565,23 @@ async def test_turn_costs_no_more_than_it_has_reserved_whatever_it_goes_on_from(
         (second,) = await rows(services, [second])
         assert (second.state, second.billed) == (TaskState.FAILED, "no"), "prices have changed"
         assert "reserved" in (second.error_detail or "")
+
+
+async def test_turn_behind_a_canceled_one_waits_for_the_turn_before_that(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        conversation = await begin(services)
+        (first,) = await add_turn(services, conversation, "first")
+        (second,) = await add_turn(services, conversation, "second")
+        (third,) = await add_turn(services, conversation, "third")
+        await services.canceler.cancel_task(second.id, HOUSE)
+        for _ in range(2):
+            assert await keep(services) == [True]
+        (third,) = await rows(services, [third])
+        assert third.is_held, "the first one has not ended"
+        (fourth,) = await add_turn(services, conversation, "fourth")
+        assert fourth.is_held
+        image = await succeed(services, first)
+        for _ in range(2):
+            await keep(services)
+        (third,) = await rows(services, [third])
+        assert (third.is_held, shown(third)) == (False, [image.blob])
