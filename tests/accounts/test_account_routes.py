@@ -191,9 +191,14 @@ async def test_admins_change_users(broker: ApiBroker, clock: ManualClock) -> Non
         limits = (await patch(quota={"images": 5, "usd": "unlimited", "inFlight": 2})).json()["data"]["quota"]
         assert limits == {"images": 5, "usd": "unlimited", "inFlight": 2}
         assert (await patch(quota={"images": None})).json()["data"]["quota"] == {"usd": "unlimited", "inFlight": 2}
-        assert [(await patch(quota=one)).status_code for one in ({"images": -1}, {"cats": 1}, {"usd": True})] == [
-            400
-        ] * 3
+        assert (await patch(quota={"in_flight": 2})).status_code == 200, "the name that GET /api/me shows"
+        for wrong in ({"images": -1}, {"images": 1.5}, {"usd": True}, {"usd": "lots"}, {"pins": 1e16}):
+            refused, (name,) = await patch(quota=wrong), wrong
+            assert (refused.status_code, refused.json()["field"]) == (400, f"quota.{name}")
+            assert refused.json()["error"].startswith(f"quota.{name}: should be a number from 0")
+        assert (await patch(quota={"cats": 1})).status_code == 400
+        for password, words in (("short", "at least 8 characters."), ("x" * 1025, "at most 1024 characters.")):
+            assert (await patch(password=password)).json()["error"] == f"password: should have {words}"
 
         assert (await patch(mustChangePassword=True)).status_code == 200
         assert (await user.get("/api/tasks")).status_code == 403

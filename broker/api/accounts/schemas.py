@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from broker.accounts import names, passwords
 from broker.accounts.logins import MAX_LISTED_SESSIONS
@@ -50,9 +60,22 @@ class AccountRequest(BaseModel):
 NewPassword = Annotated[SecretStr, Field(min_length=passwords.MIN_NEW_CHARS, max_length=passwords.MAX_BYTES)]
 Email = Annotated[str | None, Field(max_length=names.MAX_EMAIL_CHARS, examples=["ada@example.com"])]
 _Number = Annotated[int | float, Field(ge=0, le=MAX_QUOTA)]
-QuotaField = Annotated[
-    _Number | Literal["unlimited"] | None, Field(description="null: the default of the settings; 0: none allowed")
-]
+_Whole = Annotated[int, Field(ge=0, le=MAX_QUOTA)]
+
+
+def _check_quota(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Say what a limit may be, instead of what each member of the union misses."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "quota", "should be a number from 0, whole but for usd, or unlimited, or null for the default"
+        ) from None
+
+
+_QUOTA_TEXT: Final = Field(description="null: the default of the settings; 0: none allowed")
+QuotaField = Annotated[_Whole | Literal["unlimited"] | None, WrapValidator(_check_quota), _QUOTA_TEXT]
+UsdQuotaField = Annotated[_Number | Literal["unlimited"] | None, WrapValidator(_check_quota), _QUOTA_TEXT]
 
 
 class LoginRequest(AccountRequest):
@@ -79,8 +102,8 @@ class PasswordChangeRequest(AccountRequest):
 
 class QuotaChanges(AccountRequest):
     images: QuotaField = None
-    usd: QuotaField = None
-    in_flight: QuotaField = None
+    usd: UsdQuotaField = None
+    in_flight: Annotated[QuotaField, Field(validation_alias=AliasChoices("inFlight", "in_flight"))] = None
     pins: QuotaField = None
     bytes: QuotaField = None
 

@@ -37,6 +37,8 @@ FILE_CHUNK_BYTES: Final = 256 * 1024
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+_SECRET_LENGTH: Final = re.compile(r"Value should have (at least|at most) (\d+) items? after validation, not .*")
+"""Pydantic's words for a `SecretStr` that is too short or too long."""
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -119,7 +121,8 @@ def validation_error(error: ValidationError) -> ApiError:
     for one in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_WRONG_FIELDS]:
         name = ".".join(str(part) for part in one["loc"])[:100] or "body"
         if name.isprintable():
-            messages.setdefault(name, f"{name}: {one['msg'][:1].lower()}{one['msg'][1:]}.")
+            message = _SECRET_LENGTH.sub(r"should have \1 \2 characters", one["msg"])
+            messages.setdefault(name, f"{name}: {message[:1].lower()}{message[1:]}.")
     details = [FieldError(field=name, message=message) for name, message in messages.items()]
     first = details[0] if details else FieldError(field="body", message="The body has a field that is wrong.")
     return ApiError("invalid_request", first.message, field=first.field, details=details)
