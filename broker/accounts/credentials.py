@@ -53,8 +53,7 @@ class Credentials:
 
     async def has_accounts(self) -> bool:
         """Return whether a user or an API key exists: then no call is trusted without a secret."""
-        sql = "SELECT 1 AS found FROM users UNION ALL SELECT 1 FROM api_keys LIMIT 1"
-        return await self.users.database.fetch_one(sql) is not None
+        return await self.users.has_any_account()
 
     async def _find_session(self, secret: str, kind: SecretKind) -> Principal | None:
         found = await self.sessions.find_secret(digest_of(secret))

@@ -35,3 +35,11 @@ async def check_users(context: DoctorContext) -> Sequence[Finding]:
     if not admins:
         return [warning(NAME, "there are users, and none of them is an admin who can log in", _ADMIN_CURE)]
     return [ok(NAME, f"{admins} of them {'is an admin' if admins == 1 else 'are admins'}")]
+
+
+async def has_accounts(context: DoctorContext) -> bool:
+    """Return whether callers need a login or an API key. Raises `StorageError`."""
+    if missing_database_file(context.settings) is not None:
+        return False
+    async with context.open_database() as database:
+        return not await migrate.missing_migrations(database) and await Users(database).has_any_account()

@@ -6,7 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from broker.callbacks.probe import ProbeResult, ProbeVerdict, ReachabilityProbe
 from broker.callbacks.public_url import PublicUrl, check_configured
 from broker.callbacks.tunnels import Tunnel, TunnelAgents, candidate_urls
+from broker.doctor.accounts import has_accounts
 from broker.doctor.context import DoctorContext
 from broker.errors import NotSent, ProviderError, SettingsError
 from broker.net.api_client import HttpResponse
@@ -27,6 +28,7 @@ from broker.providers.base import Finding
 from broker.providers.health import explain_failure, failed, ok, skipped, warning
 from broker.server.sockets import explain_bind_error, open_socket, port_in_use
 from broker.settings import Settings
+from storage.errors import StorageError
 
 LOCAL_PROBE_SECONDS: Final = 3.0
 _RECEIVED_CALLBACKS: Final = r'^broker_callbacks_total\{[^}]*verification="(?:accept|recheck)"[^}]*\} (\S+)$'
@@ -107,24 +109,37 @@ async def _check_broker(context: DoctorContext, local: ProbeResult) -> Sequence[
     if not local.is_verified:
         why = f"none runs at {base}"
         return [skipped("broker", why), skipped("callbacks", why)]
-    ready, metrics = await asyncio.gather(_get(context, f"{base}/ready"), _get(context, f"{base}/metrics"))
-    return [_judge_readiness(ready, base), _judge_callbacks(context, metrics)]
+    key = _own_key(context.settings)
+    ready, metrics = await asyncio.gather(_get(context, f"{base}/ready", key), _get(context, f"{base}/metrics", key))
+    return [_judge_readiness(ready, base, has_key=key is not None), _judge_callbacks(context, metrics)]
 
 
-async def _get(context: DoctorContext, url: str) -> HttpResponse | None:
-    keys = context.settings.api_keys
-    headers = {"Authorization": f"Bearer {keys[0].get_secret_value()}"} if keys else {}
+def _own_key(settings: Settings) -> str | None:
+    """Return a key for the broker configured here: the operator's, or else BROKER_KEY unless it is for another one."""
+    commands_key = None if settings.broker_url else settings.broker_key
+    key = settings.api_keys[0] if settings.api_keys else commands_key
+    return key.get_secret_value() if key else None
+
+
+async def _get(context: DoctorContext, url: str, key: str | None) -> HttpResponse | None:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         return await context.client.request("GET", url, headers=headers)
     except ProviderError:
         return None
 
 
-def _judge_readiness(response: HttpResponse | None, base: str) -> Finding:
+def _judge_readiness(response: HttpResponse | None, base: str, *, has_key: bool) -> Finding:
     name = "broker"
     if response is None:
         found = f"the one at {base} hangs: it does not answer the readiness check"
         return failed(name, found, "see its log; restart it")
+    if response.status == 401 and not has_key:
+        found = f"runs at {base}, and says more to admins only: it has users or keys, and no key is set here"
+        return warning(name, found, "set the first of its BROKER_API_KEYS, or an admin's API key as BROKER_KEY")
+    if response.status == 403:
+        found = f"runs at {base}, and says more to admins only: our key is not an admin's"
+        return warning(name, found, "set an admin's API key as BROKER_KEY")
     if response.status == 401:
         found = f"runs at {base}, but with other settings: it does not accept our key"
         return warning(name, found, "restart it, or set the BROKER_API_KEYS it was started with")
@@ -237,7 +252,8 @@ def _check_exposure(settings: Settings, tunnels: Sequence[Tunnel]) -> Iterator[F
 
 
 async def check_access(context: DoctorContext) -> Sequence[Finding]:
-    return list(_find_open_access(context.settings)) or [ok("access", _describe_access(context.settings))]
+    problems = list(_find_open_access(context.settings))
+    return problems or [ok("access", await _describe_access(context))]
 
 
 def _find_open_access(settings: Settings) -> Iterator[Finding]:
@@ -255,9 +271,13 @@ def _find_open_access(settings: Settings) -> Iterator[Finding]:
             yield warning("origins", found, "serve the page over https://, and put that into BROKER_CORS_ORIGINS")
 
 
-def _describe_access(settings: Settings) -> str:
+async def _describe_access(context: DoctorContext) -> str:
+    settings = context.settings
     if settings.allow_anonymous:
         return "every program on this machine may order"
     if settings.api_keys:
         return f"a key is needed ({len(settings.api_keys)} known)"
+    with suppress(StorageError):  # which the check of the database reports
+        if await has_accounts(context):
+            return "a login or an API key is needed, for direct calls from this machine, too"
     return "direct calls from this machine only, until there is a user or an API key"

@@ -58,6 +58,11 @@ class Users:
     async def has_any(self) -> bool:
         return await self.database.fetch_one("SELECT 1 AS found FROM users LIMIT 1") is not None
 
+    async def has_any_account(self) -> bool:
+        """Return whether there is a user or an API key."""
+        sql = "SELECT 1 AS found FROM users UNION ALL SELECT 1 FROM api_keys LIMIT 1"
+        return await self.database.fetch_one(sql) is not None
+
     def insert_user(self, user: User) -> Statement:
         """Insert a user unless the name is taken; then `Stale`."""
         statement = insert_row("users", user, "ON CONFLICT (name_key) DO NOTHING")

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from broker.bootstrap import load_settings, salvage_settings
 from broker.callbacks.probe import ReachabilityProbe
@@ -391,9 +392,17 @@ async def test_running_broker_is_queried(tmp_path: Path) -> None:
         report = await get_findings(settings, "public address")
         assert [report[name].status for name in ("broker", "callbacks")] == ["ok", "ok"]
         assert "leads to this broker" in report["public address"].found
-        keyless = settings.model_copy(update={"api_keys": ()})
+        keyless = settings.model_copy(update={"api_keys": (), "broker_key": None})
         status, text, cure = await get_finding(keyless, "public address", "broker")
-        assert (status, "BROKER_API_KEYS" in cure) == ("warning", True)
+        assert (status, "no key is set here" in text, "BROKER_API_KEYS" in cure) == ("warning", True, True)
+        await broker.services.users.add("ann", "a password of the tests")
+        ann = await broker.services.users.get_by_name("ann")
+        secret = (await broker.services.key_service.add("laptop", user=ann, expires_days=None)).secret
+        status, text, cure = await get_finding(
+            keyless.model_copy(update={"broker_key": SecretStr(secret)}), "public address", "broker"
+        )
+        assert (status, "not an admin's" in text, "BROKER_KEY" in cure) == ("warning", True, True)
+        assert "a login or an API key is needed" in (await get_finding(keyless, "access"))[1]
         broker.services.queries.closing = True
         status, text, _ = await get_finding(settings, "public address", "broker")
         assert (status, "server: it is stopping" in text) == ("failed", True)

@@ -38,7 +38,8 @@ def _print_costs(document: Document) -> None:
         ("unpriced", lambda row: str(row.unpriced)),
     ]
     if not costs.rows:
-        print_note(f"No order was submitted since {costs.since}.")
+        whose = " with the operator's keys" if costs.own_rows else ""
+        print_note(f"No order was submitted{whose} since {costs.since}.")
     else:
         _print_table(columns, [*costs.rows, costs.total])
     if costs.own_rows:
