@@ -5,7 +5,7 @@ Money decides: an order goes on only after an attempt that certainly cost nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -40,12 +40,12 @@ class ProviderStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitState:
-    """What the database says about all accounts."""
+    """What the database says about some accounts."""
 
     paused: frozenset[str]
     """Providers that an operator paused."""
     cooldowns: Mapping[tuple[str, str], Cooldown]
-    """By account and key id."""
+    """Of these accounts, by account and key id."""
 
     def status_of(self, pool: ProviderPool) -> ProviderStatus:
         """Return whether an account takes orders now. One without a key that can be read waits for its user."""
@@ -79,8 +79,13 @@ class Router:
         return {name: state.status_of(pool) for name, pool in self.accounts.house.items()}
 
     async def statuses_of(self, accounts: Iterable[str]) -> Mapping[str, ProviderStatus]:
-        """Return the status of these accounts, at most half a second old; those that no longer exist are missing."""
-        state = await self._state.get()
+        """Return the status of these accounts, at most half a second old; those that no longer exist are missing.
+
+        The cooldowns of users' accounts are read each time, for these accounts alone: there may be very many.
+        """
+        state, accounts = await self._state.get(), list(accounts)
+        if own := list(filter(is_own_account, accounts)):
+            state = replace(state, cooldowns={**state.cooldowns, **await self._load_cooldowns(own)})
         pools = [await self.accounts.find_pool(name) for name in dict.fromkeys(accounts)]
         return {pool.name: state.status_of(pool) for pool in pools if pool is not None and not pool.is_removed}
 
@@ -136,11 +141,13 @@ class Router:
         return await self.statuses_of((task.provider, *task.candidates))
 
     async def _load_state(self) -> LimitState:
-        cooldowns = await self.limits.list_cooldowns(self.clock.now())
-        return LimitState(
-            paused=await self.limits.paused_providers(),
-            cooldowns={(one.provider, one.key_id): one for one in cooldowns},
-        )
+        """Return the state of the operator's accounts."""
+        cooldowns = await self._load_cooldowns(list(self.accounts.house))
+        return LimitState(paused=await self.limits.paused_providers(), cooldowns=cooldowns)
+
+    async def _load_cooldowns(self, accounts: Sequence[str]) -> Mapping[tuple[str, str], Cooldown]:
+        found = await self.limits.list_cooldowns(accounts, self.clock.now())
+        return {(one.provider, one.key_id): one for one in found}
 
 
 def _onward(task: Task, statuses: Mapping[str, ProviderStatus], *, keep: bool) -> tuple[str, ...]:

@@ -47,3 +47,19 @@ async def test_unknown_outcome_stays_with_the_payer_when_the_key_is_removed_late
         assert ended is not None
         assert (ended.state, ended.error_code) == (TaskState.FAILED, "provider_auth")
         assert is_own_account(ended.provider), "it may have been billed to her key, and is never billed to the operator"
+
+
+async def test_cooldowns_of_other_users_are_not_read(tmp_path: Path, clock: ManualClock) -> None:
+    """A provider that is down may pause thousands of keys, and each pause lets all statuses be read again."""
+    async with still(tmp_path, clock, kie_keys="key") as services:
+        alice, limits = new_user_id(), services.tables.provider_limits
+        key, _ = await services.provider_keys.set_key(alice, "kie", SecretStr(ALICE))
+        others = [(f"kie@{number:016x}", f"pkey_{number:024x}") for number in range(20)]
+        for account, key_id in [(key.account, key.id), *others]:
+            cooldown = limits.start_cooldown(account, key_id, clock.now() + 9, "provider_rate_limited")
+            await services.database.transact(cooldown)
+        assert not (await services.router._load_state()).cooldowns
+        statuses = await services.router.statuses_of([key.account, "kie"])
+        assert [status.reason for status in statuses.values()] == ["provider_rate_limited", None]
+        clock.advance(10)
+        assert (await services.router.statuses_of([key.account]))[key.account].is_available
