@@ -183,7 +183,7 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
     return [
         *LoginRoutes(users=users, logins=logins).endpoints(),
         *MeRoutes(users=users, logins=logins, quotas=services.quotas, delete_user=delete_user).endpoints(),
-        *OwnDataRoutes(signing_keys=services.signing_keys).endpoints(),
+        *OwnDataRoutes(exporter=services.account_exporter, signing_keys=services.signing_keys).endpoints(),
         *UserRoutes(users=users, delete_user=delete_user).endpoints(),
         *ApiKeyRoutes(keys=services.key_service, users=users).endpoints(),
         *ProviderKeyRoutes(service=services.provider_keys, own_keys=services.own_keys).endpoints(),

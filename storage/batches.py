@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from storage.deliveries import Delivery
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, insert_row, to_columns
+from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row, to_columns
 from storage.states import ENDED_STATUSES
 
 Ending = Literal["succeeded", "failed", "canceled"]
@@ -74,6 +74,18 @@ class Batches:
             at=at,
             last=last,
             limit=limit,
+        )
+
+    async def list_of_caller(self, caller: str, *, before: tuple[float, str] | None, limit: int) -> list[StoredBatch]:
+        """Return one page of a caller's batches of all dialects, newest first; before: as in `list_newest`."""
+        return await fetch_page(
+            self.database,
+            StoredBatch,
+            "batches WHERE TRUE",
+            moment="created_at",
+            before=before,
+            limit=limit,
+            caller=caller,
         )
 
     def insert_batch(self, batch: StoredBatch) -> Statement:

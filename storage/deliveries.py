@@ -89,6 +89,7 @@ class Deliveries:
         self,
         *,
         limit: int,
+        caller: str | None = None,
         task_id: str | None = None,
         outcome: DeliveryStatus | None = None,
         before: tuple[float, str] | None = None,
@@ -101,6 +102,7 @@ class Deliveries:
             moment="created_at",
             before=before,
             limit=limit,
+            caller=caller,
             task_id=task_id,
             outcome=outcome,
         )

@@ -54,6 +54,22 @@ class CostSum:
     usd: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnerCost:
+    """Attempts of one owner on one day; the names are those of `CostSum`."""
+
+    day: int
+    """Since the epoch (UTC)."""
+    model: str
+    provider: str
+    is_own: bool
+    billed: str
+    attempts: int
+    cost: float
+    usd_estimated: float
+    usd: float
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Sums per day, owner, provider, key, model and billing; what attempts cost after their tasks are gone."""
@@ -90,6 +106,29 @@ class Ledger:
         since_at = since_day * float(SECONDS_PER_DAY)
         rows = await self.database.fetch(sql, since_day=since_day, since_at=since_at)
         return [_make_sum(row, by) for row in rows]
+
+    async def sum_of_owner(self, owner: str) -> list[OwnerCost]:
+        """Return what an owner's attempts cost, purged ones too, newest day first."""
+        names = ("attempts", "cost", "usd_estimated", "usd")
+        sums = ", ".join(f"sum({name}) AS {name}" for name in names)
+        rows = await self.database.fetch(
+            f"""SELECT day, model, provider, billed, {sums} FROM (
+                SELECT {_ENTRY} FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE t.caller = :owner
+                UNION ALL SELECT {_KEY}, {", ".join(_AMOUNTS)} FROM ledger WHERE owner = :owner
+            ) AS entries GROUP BY day, model, provider, billed ORDER BY day DESC, model, provider, billed""",
+            owner=owner,
+        )
+        return [
+            OwnerCost(
+                **{
+                    **row,
+                    "attempts": int(row["attempts"]),
+                    "provider": provider_of(row["provider"]),
+                    "is_own": is_own_account(row["provider"]),
+                }
+            )
+            for row in rows
+        ]
 
     def anonymize(self, owner: str) -> list[Statement]:
         """Add what the tasks of an owner cost to the amounts of all deleted accounts.

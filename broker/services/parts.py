@@ -33,6 +33,8 @@ from broker.ordering.routing import OrderRouter
 from broker.ordering.service import OrderService
 from broker.privacy.deletion import AccountDeleter
 from broker.privacy.erasure import TaskEraser
+from broker.privacy.export import AccountExporter
+from broker.privacy.records import OwnerRecords
 from broker.services.accounts import AccountServices
 from broker.services.conversations import ConversationParts, make_conversations
 from broker.tasks.cancellation import TaskCanceler
@@ -310,6 +312,11 @@ class Services(AccountServices):
         return make_conversations(self, orders=self.orders, canceler=self.canceler, deleter=self.deleter)
 
     # -- privacy
+
+    @cached_property
+    def account_exporter(self) -> AccountExporter:
+        records = OwnerRecords(clock=self.clock, tables=self.tables, users=self.users, presenter=self.presenter)
+        return AccountExporter(clock=self.clock, records=records, blobs=self.blobs)
 
     @cached_property
     def account_deleter(self) -> AccountDeleter:

@@ -310,7 +310,7 @@ CREATE INDEX deliveries_due ON deliveries (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX deliveries_newest ON deliveries (created_at, id);
 CREATE INDEX deliveries_task ON deliveries (task_id, created_at, id);
 CREATE INDEX deliveries_outcome ON deliveries (outcome, created_at, id);
-CREATE INDEX deliveries_caller ON deliveries (caller);
+CREATE INDEX deliveries_caller ON deliveries (caller, created_at, id);
 CREATE INDEX deliveries_ended ON deliveries (ended_at) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE delivery_attempts (
