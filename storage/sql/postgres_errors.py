@@ -32,8 +32,11 @@ UNAVAILABLE: Final = (*BROKEN, asyncpg.CannotConnectNowError, asyncpg.TooManyCon
 """No connection can be opened now."""
 
 _CURES: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (asyncpg.InvalidAuthorizationSpecificationError, "Postgres refuses the login ({}): check DATABASE_URL"),
-    (asyncpg.InvalidCatalogNameError, "Postgres refuses the login ({}): check DATABASE_URL"),
+    (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        "Postgres refuses the login ({}): check DATABASE_URL, or POSTGRES_…",
+    ),
+    (asyncpg.InvalidCatalogNameError, "Postgres refuses the login ({}): check DATABASE_URL, or POSTGRES_…"),
     (asyncpg.InsufficientPrivilegeError, "Postgres forbids it ({}): GRANT that to the user of DATABASE_URL"),
     (asyncpg.UndefinedObjectError, "Postgres does not know an object ({}): check the options of DATABASE_URL"),
 )
@@ -60,5 +63,9 @@ def storage_error(error: BaseException) -> StorageError:
     if isinstance(error, asyncpg.PostgresError):
         return StorageError(f"the database cannot do it now ({name}, {error.sqlstate}): look at the log of Postgres")
     if isinstance(error, ValueError):
-        return StorageError(f"the database takes no such value, or no such address ({name}): check DATABASE_URL")
-    return StorageError(f"the database cannot be reached ({name}): does Postgres run, is DATABASE_URL right?")
+        return StorageError(
+            f"the database takes no such value, or no such address ({name}): check DATABASE_URL, or POSTGRES_…"
+        )
+    return StorageError(
+        f"the database cannot be reached ({name}): does Postgres run, is DATABASE_URL, or POSTGRES_…, right?"
+    )
