@@ -63,6 +63,34 @@ async def test_lanes_are_listed_by_page_with_their_first_due_order(database: Any
     assert not (await tasks.get_due_work([], ["kie"], NOW)).has_own_lanes
 
 
+class Recorder:
+    """Keeps the statements that a database executes."""
+
+    def __init__(self, database: Any) -> None:
+        self.database, self.seen = database, list[str]()
+
+    async def fetch(self, sql: str, **params: Any) -> Any:
+        self.seen.append(sql)
+        return await self.database.fetch(sql, **params)
+
+
+async def test_next_provider_is_one_seek_among_all_queued_orders(tmp_path: Path) -> None:
+    """With an order in each of ten thousand lanes, all orders were read for each of them: 16 seconds."""
+    opener = DATABASES["sqlite"]
+    async with await opener(None, tmp_path) as database:  # type: ignore[arg-type]
+        await upgrade_schema(database, NOW)
+        await add(database, *(a_task(n, provider=account(n), due_at=NOW) for n in range(3)), a_task(9, provider="kie"))
+        recorder: Any = Recorder(database)
+        queue = TaskQueue(recorder)
+        assert await queue.list_providers() == ["kie", *map(account, range(3))]
+        assert list(await queue.list_own_lanes(after="", now=NOW, limit=9)) == [account(n) for n in range(3)]
+        for sql in recorder.seen:
+            params = {"after": "", "now": NOW, "limit": 9} if ":after" in sql else {}
+            plan = [row["detail"] for row in await database.fetch(f"EXPLAIN QUERY PLAN {sql}", **params)]
+            assert any("(state=? AND provider>?)" in step for step in plan), plan
+            assert not any("tasks_queue_deadline" in step for step in plan)
+
+
 async def test_every_lane_has_its_turn_and_full_ones_rest(tmp_path: Path, clock: ManualClock) -> None:
     opener = DATABASES["sqlite"]
     async with await opener(None, tmp_path) as database:  # type: ignore[arg-type]

@@ -55,15 +55,16 @@ CREATE TABLE tasks (
     pinned_at DOUBLE PRECISION
 );
 
--- due steps by state; queued tasks have an order of their own per provider
+-- due steps by state; queued tasks have an order of their own per provider. With the state, or SQLite looks for the next
+-- provider in an index of all queued tasks
 CREATE INDEX tasks_due ON tasks (state, due_at);
-CREATE INDEX tasks_queue ON tasks (provider, due_at, id) WHERE state = 'queued';
+CREATE INDEX tasks_queue ON tasks (state, provider, due_at, id) WHERE state = 'queued';
 -- round robin between callers: the head of each one's queue, and when it was served last
 CREATE INDEX tasks_turns ON tasks (provider, caller, priority DESC, due_at, id) WHERE state = 'queued';
 CREATE INDEX tasks_served ON tasks (provider, caller, sent_at) WHERE sent_at IS NOT NULL;
 CREATE INDEX tasks_prepared ON tasks (provider, caller, lease_until) WHERE state = 'queued' AND lease_until > 0;
 CREATE INDEX tasks_queue_deadline ON tasks (state, deadline_at) WHERE state = 'queued';
--- the same for accounts of users, few of which have any; with the state, or SQLite prefers an index of all queued tasks
+-- the same for accounts of users, few of which have any
 CREATE INDEX tasks_own_queue ON tasks (state, provider, due_at, id) WHERE state = 'queued' AND provider LIKE '%@%';
 -- jobs that occupy a slot at the provider
 CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitting', 'waiting');
