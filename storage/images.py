@@ -15,8 +15,8 @@ from storage.sql.rows import fetch_as, fetch_one_as, in_clause, insert_row
 
 Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbnail-512", "thumbnail-1024"]
 
-_BYTES_OF = "substr(blob, 1, length(blob) - 65)"
-"""The owner of the bytes of an image, before their hash: for a link, another one than that of the image."""
+_BYTES_OF = "rtrim(blob, '0123456789abcdef')"
+"""The owner of the bytes of an image and a slash, before their hash: for a link, another one than that of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,14 @@ class Images:
 
     async def links_to(self, owners: Sequence[str]) -> list[tuple[str, str]]:
         """Return which of these owners have bytes that are references of others: (owner, other); of some hundred."""
-        listed, params = in_clause(owners)
+        listed, params = in_clause([f"{owner}/" for owner in owners])
         rows = await self.database.fetch(
             f"""SELECT DISTINCT {_BYTES_OF} AS linked, owner FROM images
                 WHERE caller = '' AND kind = 'reference' AND {_BYTES_OF} IN ({listed})""",
             **params,
         )
-        return [(row["linked"], row["owner"]) for row in rows if row["linked"] != row["owner"]]
+        links = [(row["linked"].rstrip("/"), row["owner"]) for row in rows]
+        return [(linked, owner) for linked, owner in links if linked != owner]
 
     def insert_image(self, image: StoredImage) -> Statement:
         """Insert the image unless it exists. Lock the task of a result first: it may have been canceled.

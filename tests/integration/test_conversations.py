@@ -21,12 +21,13 @@ from broker.orders import ImageParams, OrderRequest, UploadedReference
 from broker.services import Services
 from storage.accounts.users import User
 from storage.blobs.store import BlobMissing
-from storage.ids import new_user_id
-from storage.images import StoredImage
+from storage.ids import new_user_id, reference_owner
+from storage.images import Images, StoredImage
 from storage.sql.database import Statement
 from storage.sql.scope import HOUSE, Scope
 from storage.states import TaskState
 from storage.tasks import Task
+from tests.accounts.test_own_lanes import Recorder
 from tests.contracts.databases import DATABASES
 from tests.examples.provider import EXAMPLE
 from tests.support.api import png
@@ -499,6 +500,10 @@ async def test_images_stay_for_later_turns_that_use_them(tmp_path: Path, clock: 
         image = await succeed(services, first)
         (second,) = await add_turn(services, conversation, "second")
         assert shown(second) == [image.blob]
+        recorder: Any = Recorder(services.database)
+        assert await Images(recorder).links_to([first.id]) == [(first.id, reference_owner(second.batch))]
+        plan = await services.database.fetch(f"EXPLAIN QUERY PLAN {recorder.seen[0]}", v0=f"{first.id}/")
+        assert "images_links (caller=? AND kind=? AND <expr>=?)" in plan[0]["detail"], "not all links are read"
         await services.deleter.delete_task(first.id, HOUSE)
         await services.worker.clean_up()
         await services.worker.retention.sweep(older_than=-1.0)

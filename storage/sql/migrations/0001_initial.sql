@@ -161,8 +161,9 @@ CREATE TABLE images (
 CREATE UNIQUE INDEX images_owner ON images (owner, kind, position);
 -- bytes of a caller's images, for the quotas of owners
 CREATE INDEX images_bytes ON images (caller, kind, size);
--- images whose bytes belong to another owner, by that owner
-CREATE INDEX images_links ON images ((substr(blob, 1, length(blob) - 65))) WHERE caller = '' AND kind = 'reference';
+-- images whose bytes belong to another owner, by that owner; with caller and kind, or SQLite prefers the index above
+CREATE INDEX images_links ON images (caller, kind, rtrim(blob, '0123456789abcdef'))
+    WHERE caller = '' AND kind = 'reference';
 
 -- batches of different orders: what was said about all of them together
 CREATE TABLE batches (
