@@ -115,7 +115,7 @@ def build_app(services: Services) -> Starlette:
 def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
     """Return the native dialect; its endpoints are matched in this order."""
     clock, queries, messages = services.clock, services.queries, services.presenter.messages
-    visibility = VisibilityReader(owners=services.tables.owners, has_accounts=services.credentials.has_accounts)
+    visibility = VisibilityReader(owners=services.tables.owners)
     models = ModelRoutes(
         clock=clock,
         catalog=services.catalog,
@@ -185,7 +185,9 @@ def _account_endpoints(services: Services) -> list[Endpoint]:
         *MeRoutes(users=users, logins=logins, quotas=services.quotas, delete_user=delete_user).endpoints(),
         *OwnDataRoutes(exporter=services.account_exporter, signing_keys=services.signing_keys).endpoints(),
         *UserRoutes(users=users, delete_user=delete_user).endpoints(),
-        *ApiKeyRoutes(keys=services.key_service, users=users).endpoints(),
+        *ApiKeyRoutes(
+            keys=services.key_service, users=users, delete_owner=services.account_deleter.delete_owner
+        ).endpoints(),
         *ProviderKeyRoutes(service=services.provider_keys, own_keys=services.own_keys).endpoints(),
     ]
 

@@ -77,21 +77,33 @@ class ApiKeyService:
         """Return one page, newest first, with expired ones; before: as in `ApiKeys.list_newest`."""
         return await self.api_keys.list_newest(scope, limit=limit, before=before)
 
-    async def revoke(self, name: str, scope: Scope) -> ListedKey:
-        """Delete a key, by its id or name, and return it; from now on it opens nothing.
+    async def find_one(self, name: str, scope: Scope) -> ListedKey:
+        """Return a key by its id or name.
 
-        What it has made remains. Raises `ApiError`: not_found, or conflict if several owners have a key of this name.
+        Raises `ApiError`: not_found, or conflict if several owners have a key of this name.
         """
         found = await self.api_keys.find(name, scope)
         if len(found) > 1:
             ids = ", ".join(one.key.id for one in found)
             raise ApiError("conflict", f"Several keys have this name: revoke one by its id ({ids}).")
-        if not found or not await self.api_keys.delete(found[0].key.id, scope):
-            raise ApiError("not_found", "There is no API key with this id or name.")
-        log.info(
-            "an API key was revoked", action="api_key_revoked", api_key_id=found[0].key.id, owner=found[0].key.owner
-        )
+        if not found:
+            raise _no_such_key()
         return found[0]
+
+    async def revoke(self, name: str, scope: Scope) -> ListedKey:
+        """Delete a key, by its id or name, and return it; from now on it opens nothing.
+
+        What it has made remains. Raises `ApiError` like `find_one`.
+        """
+        found = await self.find_one(name, scope)
+        if not await self.api_keys.delete(found.key.id, scope):
+            raise _no_such_key()
+        log.info("an API key was revoked", action="api_key_revoked", api_key_id=found.key.id, owner=found.key.owner)
+        return found
+
+
+def _no_such_key() -> ApiError:
+    return ApiError("not_found", "There is no API key with this id or name.")
 
 
 def parse_key_name(text: str) -> str:

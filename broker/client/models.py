@@ -135,6 +135,10 @@ class Task(JsonObject):
     updated_at: datetime | None = None
     expires_at: datetime | None = None
     """When it is deleted; None before its end, and while it is pinned."""
+    withheld: bool = False
+    """True in the list of an admin, for a task of another account: its id is shortened, its content left out."""
+    owner: str | None = None
+    """Name of that account."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The whole JSON object."""
 

@@ -24,6 +24,12 @@ class Owners:
         rows = await self.database.fetch(f"SELECT id, caller FROM tasks WHERE id IN ({listed})", **params)
         return {row["id"]: row["caller"] for row in rows}
 
+    async def have_content(self) -> bool:
+        """Return whether a user or an API key exists, or was deleted a short time ago."""
+        sql = """SELECT 1 AS found FROM users UNION ALL SELECT 1 FROM api_keys UNION ALL SELECT 1 FROM owner_deletions
+            LIMIT 1"""
+        return await self.database.fetch_one(sql) is not None
+
     async def read_names(self, owners: Collection[str]) -> dict[str, str]:
         """Return the name of each owner: of the user, of the API key without a user, or the owner itself.
 

@@ -22,7 +22,7 @@ from broker.settings import Settings
 from broker.tasks.lifecycle import LATE_FILES_SECONDS
 from storage.attempts import Attempt
 from storage.callbacks import StoredCallback
-from storage.ids import DELETED_OWNER
+from storage.ids import DELETED_OWNER, new_task_id
 from storage.limits.budgets import day_of
 from storage.sql.database import Database, Statement
 from storage.sql.rows import insert_row
@@ -207,12 +207,13 @@ async def test_what_a_request_from_before_adds_is_deleted_later(
         row = await services.tables.tasks.get(task.id)
         assert row is not None
         assert (row.caller, row.state, row.prompt) == (DELETED_OWNER, TaskState.EXPIRED, "")
-        looked = 0
-        while await services.database.fetch("SELECT 1 FROM owner_deletions"):
+        for _ in range(20):
             assert user.id not in str(await services.database.fetch("SELECT * FROM owner_usage"))
-            clock.advance(60)
-            looked += await deleter.finish_deletions()
-            assert looked < 20
+            if not (rows := await services.database.fetch("SELECT due_at FROM owner_deletions")):
+                break
+            clock.advance(rows[0]["due_at"] - clock.now())
+            assert await deleter.finish_deletions() == 1
+        assert rows == []
         assert clock.now() - task.created_at >= KEPT_SECONDS
 
 
@@ -253,6 +254,9 @@ async def test_late_callbacks_of_a_deleted_account_count_costs_and_store_nothing
         assert (row.outcome, row.billed, row.cost, row.duplicate_cost) == ("succeeded", "yes", 4.0, 4.0)
         assert await costs_by_user(broker) == {DELETED_OWNER: (1, 0.04, 0.02)}
         await check_no_content(broker)
+        await broker.client.post(WEBHOOK_PATH, json={"of": "a task that nobody knows"}, headers=FORWARDED)
+        (last, *_) = (await broker.client.get("/api/callbacks", headers=HEADERS)).json()["data"]
+        assert (last["taskId"], last["withheld"]) == (None, True), "it may be about what was deleted"
 
 
 async def test_callback_that_was_not_processed_is_counted_before_it_is_deleted(
@@ -335,12 +339,27 @@ async def test_job_with_a_key_of_the_account_is_canceled_with_that_key(tmp_path:
         task = await caller.order("a red fox [mood:slow:60]", provider="fal")
         while not any(job["reads"] for job in await market.jobs("fal")):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        await market.services.account_deleter.delete_owner(caller.owner)
+        revoked = await caller.client.delete(f"/api/keys/{caller.owner}", params={"withData": "true"})
+        assert revoked.status_code == 204, "it belongs to no user"
         (job,) = await market.jobs("fal")
         assert job["state"] == "fail"
         assert (await caller.client.get("/api/me")).status_code == 401
         assert (await market.house().client.get(f"/api/task/{task}")).status_code == 410
         assert await market.services.database.fetch("SELECT * FROM provider_keys") == []
+
+
+async def test_revoking_a_key_of_a_user_deletes_nothing_of_the_user(tmp_path: Path) -> None:
+    async with open_api(tmp_path, api_keys=(KEY,)) as broker:
+        user = await add_user(broker, "ada")
+        (_, of_user), (_, alone) = await add_key(broker, user.id), await add_key(broker)
+        tasks = {key: await broker.add_task(id=new_task_id(), caller=key) for key in (user.id, alone.id)}
+        for key in (of_user, alone):
+            answer = await broker.client.delete(f"/api/keys/{key.id}?withData=true", headers=HEADERS)
+            assert answer.status_code == 204
+        statuses = {
+            owner: (await broker.client.get(f"/api/task/{task.id}")).status_code for owner, task in tasks.items()
+        }
+        assert statuses == {user.id: 200, alone.id: 410}
 
 
 async def test_order_that_was_not_submitted_gives_its_part_of_the_budget_back(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from storage.states import TaskState
 from tests.privacy.canaries import TERMINAL_CONTROLS, Planted, find_leaks
 from tests.privacy.test_admin_views import KEY, planted_broker
 
+SECRET: Final = "secret-of-the-broker"
 SILENT: Final = {
     *("demo", "serve", "worker", "sandbox", "generate", "mcp", "cleanup", "doctor", "db status", "db upgrade"),
-    *("providers", "providers pause", "providers resume", "secrets rotate", "webhooks secret"),
+    *("providers", "providers pause", "providers resume", "secrets rotate"),
     *("keys add", "keys revoke", "pin", "unpin", "retry", "delete"),
     *(f"users {name}" for name in ("add", "delete", "disable", "enable", "password", "quota")),
 }
@@ -47,6 +48,7 @@ def calls_of(planted: Planted) -> dict[str, list[str]]:
         "costs": ["--by", "user"],
         "keys list": [],
         "users list": [],
+        "webhooks secret": ["--owner", "admin"],
     }
 
 
@@ -82,18 +84,27 @@ def test_no_command_shows_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """With a running broker, because opening its database takes most of the time of a command."""
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(planted_broker(tmp_path, sockets=True)) as (broker, (planted,), _),
+        portal.wrap_async_context_manager(planted_broker(tmp_path, sockets=True, secret_key=SECRET)) as (
+            broker,
+            (planted,),
+            _,
+        ),
     ):
         calls, shown = calls_of(planted), 0
         assert list_commands() == SILENT | calls.keys()
         monkeypatch.chdir(tmp_path)
         for name, value in (("API_KEYS", KEY), ("PORT", str(broker.port)), ("DATA_DIR", "elsewhere")):
             monkeypatch.setenv(f"BROKER_{name}", value)
+        monkeypatch.setenv("SECRET_KEY", SECRET)
         for command, args in calls.items():
             ended = CliRunner().invoke(app, [*command.split(), *args])
             assert ended.exit_code == (command == "callbacks export"), (command, ended.output)
             leaks = [leak for leak in find_leaks(ended.output, planted) if leak not in args]
             leaks += [char for char in TERMINAL_CONTROLS if char in ended.output]
             assert leaks == [], (command, ended.output)
+            if command == "webhooks secret":
+                admin = portal.call(broker.services.tables.users.get_by_name, "admin")
+                assert admin is not None
+                assert broker.services.signing_keys.secret_of(admin.id) in ended.output
             shown += any(shorten_id(task.id) in ended.output for task in planted.tasks)
     assert shown >= 6  # the canaries had a chance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, Self
@@ -16,6 +17,7 @@ from broker.accounts.users import UserService
 from broker.api.accounts.schemas import AccountRequest
 from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success, principal_of
 from broker.api.http.pagination import PageQuery, PageResponse, cursor_text, split_page
+from broker.api.http.query import FLAG_TEXT, QueryModel
 from broker.api.http.request_body import read_json_model
 from broker.api.http.responses import DataResponse, data_response, json_response
 from broker.errors import ApiError
@@ -50,6 +52,12 @@ class ApiKeyListQuery(PageQuery):
     cursor: Annotated[tuple[float, str] | None, cursor_text("key")] = None
 
 
+class RevocationQuery(QueryModel):
+    with_data: Annotated[
+        bool, FLAG_TEXT, Field(description="of a key without a user: delete everything that it has made, too")
+    ] = False
+
+
 class ApiKeyData(ResponseModel):
     """A key; what opens anything is shown once, when it is made."""
 
@@ -80,6 +88,8 @@ class NewApiKeyData(ApiKeyData):
 class ApiKeyRoutes:
     keys: ApiKeyService
     users: UserService
+    delete_owner: Callable[[str], Awaitable[None]]
+    """Deletes a key without a user, with everything that it has made."""
 
     def endpoints(self) -> list[Endpoint]:
         caller = partial(Endpoint, access="caller", tag="accounts")
@@ -103,6 +113,7 @@ class ApiKeyRoutes:
                 "DELETE",
                 "/api/keys/{id}",
                 self.revoke_api_key,
+                query=RevocationQuery,
                 parameters=(_KEY,),
                 responses={204: SuccessResponse(text="the key opens nothing any more")},
                 errors=("not_found", "conflict"),
@@ -134,9 +145,16 @@ class ApiKeyRoutes:
     async def revoke_api_key(self, request: Request) -> Response:
         """Revoke an API key, by its id or name.
 
-        Requests with it are refused from now on. Its tasks stay.
+        Requests with it are refused from now on. Its tasks stay for the retention time, unless they are deleted with it
+        (`withData`); those of a key of a user are the user's.
         """
-        await self.keys.revoke(request.path_params["id"], principal_of(request).oversight)
+        name, scope = request.path_params["id"], principal_of(request).oversight
+        if RevocationQuery.read(request).with_data:
+            key = (await self.keys.find_one(name, scope)).key
+            if key.owner == key.id:
+                await self.delete_owner(key.id)
+                return Response(status_code=204)
+        await self.keys.revoke(name, scope)
         return Response(status_code=204)
 
     async def _owner_of(self, principal: Principal, named: str | None) -> User | None:

@@ -5,7 +5,7 @@ The id of a task gives access to it, so that of another owner's task is shortene
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
@@ -41,7 +41,7 @@ class Visibility:
     principal: Principal
     names: Mapping[str, str]
     has_accounts: bool
-    """Whether users or API keys exist; only then can a row of an unknown owner be another's."""
+    """Whether users or API keys exist, or did; only then can a row of an unknown owner be another's."""
     owners: Mapping[str, str] = field(default_factory=dict)
     """By task, where the rows name only that."""
 
@@ -68,7 +68,6 @@ class VisibilityReader:
     """Reads what the decision about a response needs."""
 
     owners: Owners
-    has_accounts: Callable[[], Awaitable[bool]]
 
     async def of_tasks(self, principal: Principal, task_ids: Iterable[str | None]) -> Visibility:
         """Return the visibility of rows about these tasks. None: of a row about a task that is not known."""
@@ -84,7 +83,7 @@ class VisibilityReader:
         return Visibility(
             principal=principal,
             names=await self.owners.read_names(known),
-            has_accounts=None in listed and await self.has_accounts(),
+            has_accounts=None in listed and await self.owners.have_content(),
         )
 
 

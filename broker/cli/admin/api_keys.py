@@ -44,10 +44,11 @@ async def list_keys(*, as_json: bool) -> None:
         print_note("No API keys.")
 
 
-async def revoke_key(key: str) -> None:
-    """Revoke a key by its id or name."""
+async def revoke_key(key: str, *, with_data: bool = False) -> None:
+    """Revoke a key by its id or name. with_data: delete what it has made, if it belongs to no user."""
     async with connect_broker() as broker:
-        await broker.client.ask("DELETE", record_path("keys", key))
+        params = {"withData": "true"} if with_data else {}
+        await broker.client.ask("DELETE", record_path("keys", key), params=params)
     print_line(f"{key} is revoked.")
 
 

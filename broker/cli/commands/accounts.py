@@ -40,8 +40,11 @@ def list_keys(as_json: AsJson = False) -> None:
 @keys.command("revoke")
 def revoke_key(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Its id or name; not the key itself.")],
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="Delete everything that a key without a user has made, too.")
+    ] = False,
 ) -> None:
     """Revoke an API key: requests with it are refused from now on."""
     from broker.cli.admin.api_keys import revoke_key
 
-    run_command(revoke_key, key)
+    run_command(revoke_key, key, with_data=with_data)
