@@ -45,6 +45,15 @@ class TaskRetention:
         )
         return str(rows[-1]["id"])
 
+    async def unpin_ownerless(self, retention: float) -> int:
+        """Unpin ended tasks of API keys that are revoked and belonged to no user; return how many."""
+        return await self.database.execute(
+            """UPDATE tasks SET pinned_at = NULL, due_at = ended_at + :retention, version = version + 1
+                WHERE pinned_at IS NOT NULL AND state IN ('succeeded', 'failed', 'canceled') AND caller LIKE 'key%'
+                AND NOT EXISTS (SELECT 1 FROM api_keys WHERE id = tasks.caller)""",
+            retention=retention,
+        )
+
     async def active_owners(self, owners: Sequence[str]) -> set[str]:
         """Return the owners of files that have a task, or a task of their batch, that is not expired."""
         names = {owner: owner_key(owner)[1] for owner in owners}

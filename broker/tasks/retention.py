@@ -185,6 +185,12 @@ class Retention:
         if await tables.periodic_jobs.try_acquire("sweep", now=now, every=SWEEP_SECONDS):
             await self.sweep(older_than=SWEEP_SECONDS)
             await self.retire_ownerless_keys()
+            await self.unpin_ownerless()
+
+    async def unpin_ownerless(self) -> None:
+        """Unpin what nobody can unpin: the API key that pinned it is revoked, and belonged to no user."""
+        await self.tables.task_retention.unpin_ownerless(self.policy.retention_seconds)
+        await self.tables.conversations.unpin_ownerless()
 
     async def retire_ownerless_keys(self) -> None:
         """Retire the provider keys of owners who are deleted, once their orders are submitted."""

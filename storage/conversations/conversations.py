@@ -119,6 +119,13 @@ class Conversations:
     async def unpin(self, conversation_id: str) -> None:
         await self.database.execute("UPDATE conversations SET pinned_at = NULL WHERE id = :id", id=conversation_id)
 
+    async def unpin_ownerless(self) -> int:
+        """Unpin those of API keys that are revoked and belonged to no user; return how many."""
+        return await self.database.execute(
+            """UPDATE conversations SET pinned_at = NULL WHERE pinned_at IS NOT NULL AND owner LIKE 'key%'
+                AND NOT EXISTS (SELECT 1 FROM api_keys WHERE id = conversations.owner)"""
+        )
+
     # -- deleting
 
     async def mark_deleted(self, conversation_id: str, now: float) -> bool:

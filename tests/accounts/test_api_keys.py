@@ -18,12 +18,15 @@ from broker.principal import Principal
 from broker.services import Services
 from broker.settings import Settings
 from storage.accounts.users import User
+from storage.conversations.conversations import StoredConversation
 from storage.errors import StorageFull
-from storage.ids import new_user_id
+from storage.ids import new_conversation_id, new_user_id
 from storage.sql.database import Database, Outcome, Statement
 from storage.sql.scope import EVERYTHING, Scope
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.states import TaskState
 from tests.accounts.opening import Processes, open_processes
+from tests.integration.storage.test_tasks import a_task
 from tests.support.brokers import still
 from tests.support.clock import ManualClock
 
@@ -184,3 +187,25 @@ async def test_last_use_is_written_once_a_minute_and_a_full_disk_refuses_no_key(
         database.is_full = False
         clock.advance(60)
         assert await use(1) == (3, first + 180)
+
+
+async def test_what_a_revoked_key_without_a_user_pinned_goes_with_retention(processes: Processes) -> None:
+    """Nobody is left who could unpin it. What users, other keys and the operator pinned stays."""
+    one, tables = processes.one, processes.one.tables
+    gone, kept = [await one.key_service.add(name, user=None) for name in ("gone", "kept")]
+    owners = [gone.listed.key.id, kept.listed.key.id, (await add_user(one, "Ada")).id, "house:local"]
+    for number, owner in enumerate(owners):
+        task = a_task(number, caller=owner, state=TaskState.SUCCEEDED, ended_at=50.0, due_at=9e9, pinned_at=60.0)
+        await one.database.transact(tables.tasks.insert_task(task))
+        talk = StoredConversation(
+            id=new_conversation_id(), owner=owner, title="", turns=0, created_at=1.0, updated_at=1.0
+        )
+        assert await tables.conversations.insert_if_fewer(talk, 9)
+        await one.database.transact(tables.conversations.pin(talk, 60.0, limit=None))
+    await one.key_service.revoke("gone", EVERYTHING)
+    await one.worker.retention.delete_leftovers()
+    for table, owner_column in (("tasks", "caller"), ("conversations", "owner")):
+        rows = await one.database.fetch(f"SELECT {owner_column} AS owner FROM {table} WHERE pinned_at IS NOT NULL")
+        assert {row["owner"] for row in rows} == set(owners[1:])
+    (row,) = await one.database.fetch("SELECT due_at FROM tasks WHERE pinned_at IS NULL")
+    assert row["due_at"] == 50.0 + one.worker.retention.policy.retention_seconds
