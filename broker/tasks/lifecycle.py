@@ -322,11 +322,14 @@ def _failed(
         return Changes(attempt=ledger)
     if task.state == TaskState.QUEUED and attempt is not None and not _waits_after_unknown(task, attempt):
         return Changes(attempt=ledger)  # repeated: the decision was made before
+    if task.attempt <= 1:
+        task = replace(task, billed="no")  # it was unknown of this attempt alone, which the report is about
     again_at = _another_attempt_at(task, report, now, policy, onward)
     if again_at is None:
         return Changes(task=_fail_with(task, report, now, policy), attempt=ledger)
     queued = {
         **_queue_again(report.code, report.message, again_at, now),
+        "billed": task.billed,
         **_redirect(task, onward, now, f"after {report.code} at {shown_account(task.provider)}"),
     }
     return Changes(task=queued, attempt=ledger)
@@ -390,14 +393,17 @@ def _fail_with(task: Task, report: Failed, now: float, policy: TaskPolicy) -> di
 def _fail(
     task: Task, code: str, detail: str, now: float, policy: TaskPolicy, *, billed: str, retryable: bool = True
 ) -> dict[str, Any]:
-    """Return the columns of a failed task. An end that callers saw before keeps its time."""
+    """Return the columns of a failed task. An end that callers saw before keeps its time.
+
+    After an attempt that may have been billed, a later one that was not does not make the task free.
+    """
     return _enter(
         TaskState.FAILED,
         now,
         error_code=code,
         error_detail=detail,
         error_retryable=retryable,
-        billed=billed,
+        billed="unknown" if billed == "no" and task.billed == "unknown" and task.ended_at is None else billed,
         ended_at=task.ended_at or now,
         due_at=_kept_until(task, now, policy),
     )
@@ -461,7 +467,8 @@ def outcome_unknown(task: Task, now: float, policy: TaskPolicy, attempt: int, on
         # at its old place: behind all later orders it could time out in the queue
         again = _queue_again("unknown_outcome", detail, min(task.created_at, now), now)
         again |= _redirect(task, onward, now, f"after unknown_outcome at {shown_account(task.provider)}")
-        return Changes(task={**again, "deadline_at": now + policy.deadline_seconds}, attempt=ledger)
+        again |= {"billed": "unknown", "deadline_at": now + policy.deadline_seconds}
+        return Changes(task=again, attempt=ledger)
     return Changes(task=_fail(task, "unknown_outcome", detail, now, policy, billed="unknown"), attempt=ledger)
 
 

@@ -46,6 +46,7 @@ async def test_unknown_outcome_stays_with_the_payer_when_the_key_is_removed_late
         ended = await tables.tasks.get(task.id)
         assert ended is not None
         assert (ended.state, ended.error_code) == (TaskState.FAILED, "provider_auth")
+        assert ended.billed == "unknown", "or clients repeat the order by themselves"
         assert is_own_account(ended.provider), "it may have been billed to her key, and is never billed to the operator"
 
 

@@ -239,6 +239,21 @@ def test_repeated_success_changes_nothing() -> None:
         assert apply_report(a_task(state), attempt, DONE, NOW, POLICY) == NOTHING
 
 
+def test_task_is_not_free_after_an_attempt_that_may_have_been_billed() -> None:
+    """A client that repeats what was not billed would pay once more."""
+    policy = replace(POLICY, resubmit_unknown=True)
+    again = outcome_unknown(a_task(TaskState.SUBMITTING, expects_callback=False), NOW, policy, 1)
+    task = replace(a_task(), **{**again.task, "attempt": 1})
+    assert (task.state, task.billed) == (TaskState.QUEUED, "unknown")
+    assert cancel(task, NOW, policy).task["billed"] == "unknown"
+    assert queue_timeout(task, NOW + 9e6, policy).task["billed"] == "unknown"
+    refused = Failed(code="provider_rejected", message="no", retryable=False, billed="no")
+    second = replace(task, state=TaskState.SUBMITTING, attempt=2)
+    assert apply_report(second, an_attempt(number=2), refused, NOW, policy).task["billed"] == "unknown"
+    known = an_attempt(outcome="unknown")
+    assert apply_report(task, known, refused, NOW, policy).task["billed"] == "no", "a late report about that attempt"
+
+
 @pytest.mark.parametrize("code", ["deadline_exceeded", "unknown_outcome", "provider_error"])
 def test_success_after_failure_is_downloaded(code: str) -> None:
     task = a_task(TaskState.FAILED, error_code=code, ended_at=NOW - 5)
