@@ -45,6 +45,7 @@ class AccountDeleter:
     """Statements after which no login and no key of an owner works."""
     delete_conversations: Callable[[str], Awaitable[object]]
     """Deletes those of an owner, whose tasks are erased."""
+    request_seconds: float = REQUEST_SECONDS
 
     async def delete_user(self, user_id: str) -> None:
         """Delete a user with everything that the user has made. Raises `ApiError("not_found")`."""
@@ -60,7 +61,7 @@ class AccountDeleter:
         await self.tables.database.transact(*self.end_account(owner), beginning)
         log.info("an account is being deleted", action="account_deleted", owner=owner)
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(self.request_seconds):
                 await self._delete_data(owner)
         except (TimeoutError, StorageError) as error:
             log.warning(

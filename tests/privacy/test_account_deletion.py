@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -84,7 +84,9 @@ def check_nothing_is_left(account: PlantedAccount, dump: Any) -> None:
         assert not row["provider"].partition("@")[2], row
 
 
-async def test_deletion_leaves_nothing_but_amounts(tmp_path: Path, settings: dict[str, Any]) -> None:
+async def test_deletion_leaves_nothing_but_amounts(
+    tmp_path: Path, settings: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     async with open_api(tmp_path, api_keys=(KEY,), **settings) as broker:
         before_planting = files_below(tmp_path / "blobs")
         ada, bob = [await plant_account(broker, name) for name in ("ada-lovelace", "bob-by-name")]
@@ -103,6 +105,10 @@ async def test_deletion_leaves_nothing_but_amounts(tmp_path: Path, settings: dic
         assert files_below(tmp_path / "blobs") - before_planting == files // 2
         assert await costs_by_user(broker) == {bob.user.name: costs[bob.user.name], DELETED_OWNER: costs[ada.user.name]}
         assert (await broker.client.delete(f"/api/users/{ada.user.id}", headers=HEADERS)).status_code == 404
+    logged = "".join(capfd.readouterr())
+    assert "account_erased" in logged
+    assert WORD not in logged
+    assert ada.user.name not in logged
 
 
 # -- processes that die, and requests that were on their way
@@ -198,7 +204,7 @@ async def test_what_a_request_from_before_adds_is_deleted_later(
     async with still(tmp_path, clock, **settings) as services:
         broker, deleter = with_services(services, tmp_path), services.account_deleter
         user = await add_user(broker, "ada")
-        await deleter.delete_user(user.id)
+        await replace(deleter, request_seconds=0.0).delete_user(user.id)  # as if it took too long
         task = await broker.add_task(id=f"task_{'1' * 32}", caller=user.id, prompt=WORD, state=TaskState.QUEUED)
         await services.database.execute(
             "INSERT INTO owner_usage (owner, day, images, micros) VALUES (:owner, 1, 1, 1)", owner=user.id

@@ -94,7 +94,7 @@ def text_of(answer: httpx.Response) -> str:
         return "\n".join(archive.read(name).decode("utf-8", "replace") for name in archive.namelist())
 
 
-async def test_no_route_for_admins_shows_content(tmp_path: Path) -> None:
+async def test_no_route_for_admins_shows_content(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async with planted_broker(tmp_path) as (broker, (planted,), keys):
         shown = 0
         for key in keys:
@@ -112,6 +112,9 @@ async def test_no_route_for_admins_shows_content(tmp_path: Path) -> None:
                     assert leaks == [], (endpoint.method, path, text[:2000])
                     shown += shorten_id(planted.tasks[0].id) in text
         assert shown >= 2 * 5  # tasks, callbacks, deliveries: the canaries had a chance
+    logged = "".join(capfd.readouterr())
+    assert "callback_replayed" in logged
+    assert WORD not in logged
 
 
 async def test_admin_lists_the_tasks_of_all_accounts_page_by_page(tmp_path: Path) -> None:
