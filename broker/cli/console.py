@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from broker.cli import ExitCode
-from broker.client import BrokerError
+from broker.client import BrokerApiError, BrokerError
 from broker.errors import ApiError, ProviderError, SettingsError
 from storage.errors import StorageError
 from storage.sql.migrate import SchemaTooNew
@@ -27,6 +28,9 @@ def explain_error(error: BaseException) -> tuple[str, ExitCode] | None:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # a task group wraps the error that ended it
     match error:
+        case BrokerApiError(status=HTTPStatus.UNAUTHORIZED):
+            cure = "Commands send BROKER_KEY, or the first of BROKER_API_KEYS to the broker that is configured here."
+            return f"{error} {cure}", ExitCode.NOT_DONE
         case SettingsError() | StorageError() | SchemaTooNew():
             return str(error), ExitCode.UNAVAILABLE
         case CommandError() | ApiError() | ProviderError() | BrokerError():

@@ -16,8 +16,8 @@ import structlog
 from broker.cli.admin.api_keys import add_key, list_keys, revoke_key
 from broker.cli.admin.users import add_user as create_user
 from broker.cli.admin.users import change_quota, change_user, delete_user, list_users, set_password
-from broker.cli.connection import connect_broker
-from broker.cli.console import CommandError
+from broker.cli.connection import connect_broker, make_client
+from broker.cli.console import CommandError, explain_error
 from broker.cli.tasks import delete_task, list_tasks, pin_task, retry_task, unpin_task
 from broker.client import BrokerApiError
 from storage.states import TaskState
@@ -67,6 +67,11 @@ async def test_keys_are_made_listed_and_revoked(broker: ApiBroker, capsys: pytes
     assert "not shown again" in err and "every request needs a key" in err
     assert (await broker.client.get("/api/tasks")).status_code == 401
     assert (await broker.client.get("/api/tasks", headers={"Authorization": f"Bearer {laptop}"})).status_code == 200
+    async with make_client(str(broker.client.base_url), broker.services.settings, None) as keyless:
+        with pytest.raises(BrokerApiError) as refused:
+            await keyless.ask("GET", "/api/tasks")
+    sentence, _ = explain_error(refused.value) or ("", None)
+    assert "Commands send BROKER_KEY" in sentence
 
     await add_user(broker.services, "Ada")
     await add_key("phone", owner="ada", expires_in_days=3, as_json=False)
