@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -16,6 +17,13 @@ from tests.support.variables import settings_variables
 
 def pytest_configure() -> None:
     keep_temporary_files_in_memory()
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and tests out of later garbage collections: what they hold is never garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

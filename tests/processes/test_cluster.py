@@ -27,7 +27,7 @@ KILLED_IN_TURN: tuple[tuple[float, Disaster], ...] = (
 )
 
 
-@pytest.mark.parametrize("orders", [60, pytest.param(500, marks=[pytest.mark.faults, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("orders", [40, pytest.param(500, marks=[pytest.mark.faults, pytest.mark.timeout(600)])])
 async def test_processes_are_killed_in_turn_and_every_order_ends_once(
     orders: int, postgres: Postgres, s3_server: S3Server
 ) -> None:

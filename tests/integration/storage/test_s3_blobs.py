@@ -293,7 +293,7 @@ async def test_cancelled_read_ends_the_reader(blobs: S3Blobs) -> None:
 async def test_cancelled_writer_returns_at_once_and_leaves_nothing_visible(
     make: Make, net: Network, s3_server: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    blobs = make(attempt_seconds=1.0)
+    blobs = make(attempt_seconds=3.0)
     net.when("partNumber=2", net.hang, times=1)  # the store recovers, and would accept the rest
     writing = asyncio.create_task(keep(blobs, b"x" * (24 * MIB)))
     await net.hanging.wait()
