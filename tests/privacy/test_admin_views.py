@@ -171,12 +171,14 @@ async def test_content_is_shown_by_setting(tmp_path: Path) -> None:
             assert {WORD, planted.tasks[0].id} & set(find_leaks(answer.text, planted)), path
 
 
-async def test_admin_may_cancel_retry_and_delete_a_task_whose_id_the_owner_gave(tmp_path: Path) -> None:
+async def test_admin_may_cancel_and_delete_a_task_whose_id_the_owner_gave_and_not_retry_it(tmp_path: Path) -> None:
     async with planted_broker(tmp_path) as (broker, (planted,), keys):
         headers = {"Authorization": f"Bearer {keys[1]}"}
         by_state = {task.state: f"/api/task/{task.id}" for task in planted.tasks}
         assert (await broker.client.delete(by_state[TaskState.WAITING], headers=headers)).status_code == 200
         assert (await broker.client.delete(by_state[TaskState.SUCCEEDED], headers=headers)).status_code == 204
+        retry = await broker.client.post(f"{by_state[TaskState.FAILED]}/retry", headers=headers)
+        assert (retry.status_code, retry.json()["code"]) == (404, "task_not_found"), "its owner would pay"
         replay = f"/api/callbacks/{planted.callbacks[0]}/replay"
         assert (await broker.client.post(replay, headers=headers)).json()["data"]["replayed"]
         assert (await broker.client.post(f"/api/deliveries/{planted.deliveries[1]}/replay", headers=headers)).is_success

@@ -82,7 +82,6 @@ BODIES: Final[Mapping[str, Any]] = {"PATCH /conversations/{id}": {"pinned": True
 OVERSEEN: Final = frozenset(
     {
         "DELETE /api/task/{id}",
-        "POST /api/task/{id}/retry",
         "DELETE /api/batch/{id}",
         "GET /api/keys",
         "DELETE /api/keys/{id}",

@@ -139,9 +139,10 @@ class TaskRoutes:
         """Retry a failed task as a new one.
 
         Canceled tasks, too. Repeated calls return the same new task until that has ended. 409 for a task that did not
-        fail, one whose retry did not, and one whose paid image is still being downloaded.
+        fail, one whose retry did not, and one whose paid image is still being downloaded. It is its owner's alone,
+        who pays for it.
         """
-        caller, order = await self.orders.failed_request(request.path_params["id"], principal_of(request).oversight)
+        caller, order = await self.orders.failed_request(request.path_params["id"], principal_of(request).scope)
         plan = await self.orders.plan(caller, order)
         created = await self.orders.create(caller, order, plan)
         return self._accepted(created, plan, list(plan.ignored), requested_language(request))
