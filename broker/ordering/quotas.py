@@ -154,9 +154,9 @@ class OwnerQuotas:
         if not state.limit:
             return QuotaExceeded(f"Your quota is 0 {unit}: ask the operator for more.", state, retry_after=None)
         if need > state.limit:
-            text = f"This needs {needed} {unit}, more than your whole quota of {limit}: {_SMALLER[state.name]}."
+            text = f"This needs {needed}, more than your whole quota of {limit} {unit}: {_SMALLER[state.name]}."
             return QuotaExceeded(text, state, retry_after=None)
-        text = f"This needs {needed} {unit}, and {left} are left of your quota of {limit}."
+        text = f"This needs {needed}, and {left} of your quota of {limit} {unit} are left."
         if state.resets_at is not None:
             wait = max(1.0, state.resets_at - self.clock.now())
             return QuotaExceeded(f"{text} It resets at {iso(state.resets_at)}.", state, retry_after=wait)

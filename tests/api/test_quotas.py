@@ -267,7 +267,7 @@ async def test_refusal_says_which_quota_what_is_left_and_when_it_resets(tmp_path
         assert (refused.status_code, refused.headers["retry-after"]) == (429, str(SECONDS_PER_DAY // 2))
         assert refused.json() == {
             "success": False,
-            "error": f"This needs 2 images per day, and 1 are left of your quota of 4. It resets at {reset}.",
+            "error": f"This needs 2, and 1 of your quota of 4 images per day are left. It resets at {reset}.",
             "code": "quota_exceeded",
             "retryable": True,
             "quota": {"name": "images", "limit": 4, "used": 3, "left": 1, "resetsAt": reset},
@@ -276,13 +276,13 @@ async def test_refusal_says_which_quota_what_is_left_and_when_it_resets(tmp_path
         assert (dry.status_code, dry.json()["error"].startswith("Дневного лимита")) == (429, True)
         too_many = await order_as(broker, ann, numberOfImages=5)
         assert (too_many.status_code, too_many.json()["retryable"]) == (429, False)
-        assert "more than your whole quota of 4: order fewer images." in too_many.json()["error"]
+        assert "more than your whole quota of 4 images per day: order fewer images." in too_many.json()["error"]
         assert "retry-after" not in too_many.headers
         again = await order_as(broker, ann, numberOfImages=3, headers={"Idempotency-Key": "one"})
         assert again.json()["taskId"] == first.json()["taskId"]
         assert (await order_as(broker, ann)).status_code == 202
         other = await broker.client.post("/generate", json={"prompt": "a fox"}, headers=ann.headers)
-        assert (other.status_code, "0 are left of your quota of 4" in other.text) == (429, True)
+        assert (other.status_code, "0 of your quota of 4 images per day are left" in other.text) == (429, True)
         assert (await order_as(broker, None, numberOfImages=6)).status_code == 202, "the operator has no quota"
 
 
@@ -338,7 +338,7 @@ async def test_quota_of_usd_counts_what_orders_can_cost(tmp_path: Path) -> None:
         assert [(await order_as(broker, ann)).status_code for _ in range(3)] == [202, 202, 429]
         refused = await order_as(broker, ann)
         assert refused.json()["error"].startswith(
-            "This needs 0.02 USD per day, and 0.01 are left of your quota of 0.05."
+            "This needs 0.02, and 0.01 of your quota of 0.05 USD per day are left."
         )
         assert (await order_as(broker, None, model="nano-banana-2-lite")).status_code == 202
 
@@ -370,7 +370,7 @@ async def test_order_needs_room_for_its_references(tmp_path: Path) -> None:
         refused = await order_as(broker, ann, images=[uri, uri])
         assert (refused.status_code, refused.json()["quota"]["left"]) == (429, MIN_STORED_BYTES)
         assert (
-            "8,192 stored bytes, and 4,096 are left of your quota of 12,288. Delete images" in refused.json()["error"]
+            "8,192, and 4,096 of your quota of 12,288 stored bytes are left. Delete images" in refused.json()["error"]
         )
         assert "retry-after" not in refused.headers
         assert len(await services.blobs.list_owners(-60.0)) == 2, "the references of a refused order are deleted"
