@@ -17,14 +17,14 @@ demo: $(VENV)/run  ## run a text-to-image and an image-to-image task over real H
 serve: $(VENV)/run  ## serve the broker on http://127.0.0.1:8000
 	$(BIN)/broker serve
 
-# three workers on two cores: many tests wait for time to pass. They start in half the time when the tests are compiled,
+# four workers on two cores: many tests wait for time to pass. They start in half the time when the tests are compiled,
 # which mypy leaves a core for
 test: $(VENV)/dev  ## run every gate: format, lint, types, layers, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pytest --collect-only > /dev/null & $(BIN)/mypy && wait
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 3 --dist loadfile --durations=20
+	$(BIN)/pytest -n 4 --dist loadfile --durations=20
 
 faults: $(VENV)/dev  ## run kills, crashes, outages and takeovers at full length; prints a table; some minutes
 	$(BIN)/python -m tests.support.fault_runs
