@@ -24,7 +24,7 @@ from broker.callbacks.probe import ProbeResult, ProbeVerdict, ReachabilityProbe
 from broker.callbacks.public_url import PublicAddress, PublicUrl
 from broker.callbacks.tunnels import TunnelAgents
 from broker.clock import Clock
-from broker.logs import log
+from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 from broker.tasks.policy import doubled_seconds
 from storage.errors import StorageError
@@ -186,8 +186,12 @@ class UrlMonitor:
                 await self.refresh()
             except StorageError as error:
                 log.error("database unavailable", action="store_unavailable", why=str(error))
-            except Exception:  # without a refresh results are polled, which only costs time
-                log.exception("refreshing the public URL failed", action="public_url_refresh_failed")
+            except Exception as error:  # without a refresh results are polled, which only costs time
+                log.error(
+                    "refreshing the public URL failed",
+                    action="public_url_refresh_failed",
+                    exc_info=safe_exc_info(error),
+                )
             self._refreshed.set()
             await asyncio.sleep(self.refresh_seconds)
 

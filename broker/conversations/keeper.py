@@ -11,7 +11,7 @@ from typing import Final
 from broker.conversations.deletion import ConversationDeleter
 from broker.conversations.release import TurnRelease
 from broker.conversations.service import TURNS_CHANNEL
-from broker.logs import log
+from broker.logs import log, safe_exc_info
 from storage.conversations.turns import Turns
 from storage.errors import StorageError
 from storage.tasks import DUE_CHANNEL
@@ -57,8 +57,10 @@ class TurnKeeper:
                 except StorageError as error:
                     log.error("the database is unavailable", action="store_unavailable", why=str(error))
                     is_busy = False
-                except Exception:
-                    log.exception("the conversations could not be kept", action="keeper_failed")
+                except Exception as error:
+                    log.error(
+                        "the conversations could not be kept", action="keeper_failed", exc_info=safe_exc_info(error)
+                    )
                     is_busy = False
                 if is_busy:
                     await asyncio.sleep(PAUSE_SECONDS)

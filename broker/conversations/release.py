@@ -13,7 +13,7 @@ from typing import Any, Final
 from broker.clock import Clock
 from broker.conversations.history import ContinuedTurn, History
 from broker.errors import ApiError
-from broker.logs import log
+from broker.logs import log, safe_exc_info
 from broker.ordering.plan import Planner
 from broker.ordering.routing import BUDGET, QUOTA
 from broker.orders import PRIORITIES, ImageParams, OrderRequest, StoredReference
@@ -55,8 +55,13 @@ class TurnRelease:
                 await self._release(turn)
             except StorageError:
                 raise
-            except Exception:
-                log.exception("a turn could not be released", action="turn_not_released", turn=turn.id)
+            except Exception as error:
+                log.error(
+                    "a turn could not be released",
+                    action="turn_not_released",
+                    turn=turn.id,
+                    exc_info=safe_exc_info(error),
+                )
 
     async def _release(self, turn: StoredTurn) -> None:
         """1. Read what it continues. 2. Plan again if that is not what was expected. 3. Let each task go."""

@@ -68,6 +68,20 @@ def test_routes_that_read_without_a_scope_are_these() -> None:
     }
 
 
+def test_unexpected_errors_are_logged_without_their_text() -> None:
+    """It may hold a prompt: `safe_exc_info` gives the type and the traceback."""
+    guilty = [
+        (name, node.lineno)
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr == "exception"
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "log"
+    ]
+    assert guilty == []
+
+
 def _imported(node: ast.AST) -> list[str]:
     """Return the modules, and the names in them that may be modules, that a statement imports."""
     if isinstance(node, ast.ImportFrom):
