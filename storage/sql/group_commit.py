@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from storage.errors import StorageError, StorageFull
-from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.database import Outcome, Row, Stale, Statement
 from storage.sql.opened_files import OpenedFiles
 from storage.sql.reserve import DiskReserve
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
@@ -187,8 +187,16 @@ def _commit_together(connection: sqlite3.Connection, group: Sequence[Write]) -> 
 
 def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outcome:
     cursor = connection.execute(statement.sql, dict(statement.params))
-    rows = cursor.fetchall()
+    rows = to_dicts(cursor.fetchall()) if cursor.description else ()
     count = len(rows) if cursor.description else cursor.rowcount
     if statement.must_change and count == 0:
         raise Stale
     return Outcome(count=count, rows=rows)
+
+
+def to_dicts(rows: Sequence[sqlite3.Row]) -> list[Row]:
+    """Return rows of one query as dictionaries: a look-up by name in a `sqlite3.Row` compares one name after another."""
+    if not rows:
+        return []
+    names = rows[0].keys()
+    return [dict(zip(names, row, strict=True)) for row in rows]

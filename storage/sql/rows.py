@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
-from typing import Any, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_origin, get_type_hints
 
 from storage.sql.database import Database, Row, Statement
 from storage.sql.scope import EVERYTHING, Scope
@@ -30,52 +30,86 @@ def like_pattern(text: str) -> str:
 
 def set_clause(changes: Mapping[str, Any]) -> str:
     """Return `"name" = :name, ` for each change, to be followed by one more; quoted because of keywords."""
-    return "".join(f'"{name}" = :{name}, ' for name in changes)
+    return _set_text(tuple(changes))
+
+
+@lru_cache(maxsize=1024)
+def _set_text(names: tuple[str, ...]) -> str:
+    return "".join(f'"{name}" = :{name}, ' for name in names)
 
 
 def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping[str, str] | None = None) -> Statement:
     """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions."""
-    names = vars(row)
-    values = {name: f":{name}" for name in names} | dict(computed or {})
     return Statement(
-        sql=f"""INSERT INTO {table} ({", ".join(f'"{name}"' for name in values)})
-            VALUES ({", ".join(values.values())}) {conflict}""",
-        params=to_columns(names),
+        sql=_insert_text(table, type(row), conflict, tuple((computed or {}).items())), params=to_columns(vars(row))
     )
 
 
+@lru_cache(maxsize=256)
+def _insert_text(table: str, kind: type, conflict: str, computed: tuple[tuple[str, str], ...]) -> str:
+    values = {field.name: f":{field.name}" for field in fields(cast("Any", kind))} | dict(computed)
+    return f"""INSERT INTO {table} ({", ".join(f'"{name}"' for name in values)})
+            VALUES ({", ".join(values.values())}) {conflict}"""
+
+
 def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _to_column(value) for name, value in values.items()}
+    return {name: value if type(value) in _AS_IT_IS else _to_column(value) for name, value in values.items()}
+
+
+_AS_IT_IS: Final = frozenset((str, int, float, type(None)))
+_encode_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _to_column(value: Any) -> Any:
-    if isinstance(value, Mapping | tuple | list):
-        return json.dumps(value, ensure_ascii=False)
-    return int(value) if isinstance(value, bool) else value
+    return _writer(type(value))(value)
+
+
+@lru_cache
+def _writer(kind: type) -> Callable[[Any], Any]:
+    """Return the function that converts values of a type, once per type: to ask for a `Mapping` takes long."""
+    if issubclass(kind, Mapping):
+        return lambda value: _encode_json(value) if value else "{}"
+    if issubclass(kind, tuple | list):
+        return lambda value: _encode_json(value) if value else "[]"
+    return int if kind is bool else lambda value: value
 
 
 def from_row(kind: type[T], row: Row) -> T:
     """Return the row as a dataclass that has a field for each column of interest."""
-    return kind(**{name: read(row[name]) if read else row[name] for name, read in _readers(cast("Any", kind))})
+    names, readers = _readers(kind)
+    values = {name: row[name] for name in names}
+    for name, read in readers:
+        values[name] = read(values[name])
+    # without __init__: a frozen one sets each field by a call, which takes longer than all of the rest
+    read_row = object.__new__(kind)
+    vars(read_row).update(values)
+    return read_row
 
 
 @lru_cache
-def _readers(kind: type) -> list[tuple[str, Callable[[Any], Any] | None]]:
-    """Return the fields with the function that converts their column, if it needs one."""
+def _readers(kind: type) -> tuple[tuple[str, ...], list[tuple[str, Callable[[Any], Any]]]]:
+    """Return the names of the fields, and the functions that convert the columns of those that need one."""
+    if hasattr(kind, "__post_init__") or "__slots__" in vars(kind):
+        raise TypeError(f"{kind.__name__} is read without its __init__: it must have neither slots nor __post_init__")
     hints = get_type_hints(kind)
-    return [(field.name, _reader(hints[field.name])) for field in fields(cast("Any", kind))]
+    names = tuple(field.name for field in fields(cast("Any", kind)))
+    return names, [(name, read) for name in names if (read := _reader(hints[name]))]
 
 
 def _reader(hint: Any) -> Callable[[Any], Any] | None:
     if get_origin(hint) is tuple:
         return _read_tuple
     if get_origin(hint) is Mapping:
-        return json.loads
+        return _read_mapping
     return hint if hint is bool or (isinstance(hint, type) and issubclass(hint, Enum)) else None
 
 
 def _read_tuple(text: str) -> tuple[Any, ...]:
-    return tuple(json.loads(text))
+    return () if text == "[]" else tuple(json.loads(text))
+
+
+def _read_mapping(text: str) -> Any:
+    return {} if text == "{}" else json.loads(text)
 
 
 async def fetch_as(database: Database, kind: type[T], sql: str, /, **params: Any) -> list[T]:

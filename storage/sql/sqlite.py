@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import aiosqlite
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement
-from storage.sql.group_commit import CHECKPOINT_PAGES, GroupCommitWriter
+from storage.sql.group_commit import CHECKPOINT_PAGES, GroupCommitWriter, to_dicts
 from storage.sql.pubsub import LocalChannels, Subscription
 from storage.sql.sqlite_errors import find_cure, is_busy, storage_error
 
@@ -76,16 +76,16 @@ class SqliteDatabase:
 
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         try:
-            return list(cast("list[Row]", await self._reader.execute_fetchall(sql, params)))
+            return to_dicts(list(await self._reader.execute_fetchall(sql, params)))
         except sqlite3.Error as error:
             raise storage_error(error) from error
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         try:
-            row: Row | None = self._inline.execute(sql, params).fetchone()
+            row = self._inline.execute(sql, params).fetchone()
         except sqlite3.Error as error:
             raise storage_error(error) from error
-        return row
+        return to_dicts([row])[0] if row else None
 
     async def execute(self, sql: str, **params: Any) -> int:
         return (await self.transact(Statement(sql=sql, params=params)))[0].count
@@ -143,7 +143,7 @@ class SqliteDatabase:
 def open_connection(path: Path, pragmas: str) -> sqlite3.Connection:
     """Return a connection in autocommit mode: transactions begin and end where we say so."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    connection.row_factory = _dict_row
+    connection.row_factory = sqlite3.Row
     connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows no letters outside ASCII
     try:
         _run_pragmas(connection, f"{ALL_PRAGMAS} {pragmas}")
@@ -166,10 +166,6 @@ def _run_pragmas(connection: sqlite3.Connection, pragmas: str) -> None:
 
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
-
-
-def _dict_row(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> dict[str, Any]:
-    return {column[0]: value for column, value in zip(cursor.description, values, strict=True)}
 
 
 def sqlite_path(url: str) -> Path:
