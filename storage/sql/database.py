@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from storage.sql.pubsub import Subscription
+from storage.sql.row_changes import RowChanges
 
 Row = Mapping[str, Any]
 
@@ -69,6 +70,12 @@ class Database(Protocol):
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
         """Run all statements in order, or none. Raises `Stale` if one with `must_change` changed nothing."""
+
+    async def track_changes(self, table: str, *, but: Collection[str]) -> RowChanges | None:
+        """Track the changes of a table's rows from now on, by their `id`; None where they cannot be known.
+
+        but: columns whose changes do not count. At most once, after migrations.
+        """
 
     async def flush(self) -> None:
         """Wait until all that was handed in is written, also by callers that were cancelled."""

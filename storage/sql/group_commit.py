@@ -23,11 +23,14 @@ from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Row, Stale, Statement
 from storage.sql.opened_files import OpenedFiles
 from storage.sql.reserve import DiskReserve
+from storage.sql.row_changes import ChangedRows, RowRecorder
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
 
 MAX_WRITES_PER_COMMIT = 256
 CHECKPOINT_PAGES = 1000
 """Pages in the log after which a commit copies them into the database."""
+LAST_LOOK_SECONDS = 0.25
+"""After the last commit, until the writer looks once more if another process has committed."""
 
 Result: TypeAlias = list[Outcome] | Exception
 
@@ -48,11 +51,21 @@ class GroupCommitWriter:
     """Thread that owns the only writing connection. Use `await open()` and `await close()` in one event loop.
 
     path: of the database. connect: opens the connection; in autocommit mode, so that transactions begin and end here.
-    spends_reserve: every write may use the reserve.
+    spends_reserve: every write may use the reserve. on_changes: called in the event loop with the rows that a group has
+    changed, before the writes of the group are done.
     """
 
-    def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection], *, spends_reserve: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[], sqlite3.Connection],
+        *,
+        on_changes: Callable[[ChangedRows], None] = lambda _: None,
+        spends_reserve: bool = False,
+    ) -> None:
         self._connect = connect
+        self._on_changes = on_changes
+        self.recorder = RowRecorder()
         self._files = OpenedFiles(())
         self._paths = (path, path.with_name(path.name + "-wal"))
         self._reserve = DiskReserve(path.with_name(path.name + "-reserve"))
@@ -65,6 +78,7 @@ class GroupCommitWriter:
         """Connect, and start the thread. Raises what `connect` raises."""
         connection = await asyncio.to_thread(self._reserve.run, self._connect, is_full)
         self._files = OpenedFiles(self._paths)
+        self.recorder.attach(connection)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, args=(connection,), name="sqlite-writer")
         self._thread.start()
@@ -97,10 +111,13 @@ class GroupCommitWriter:
 
     def _run(self, connection: sqlite3.Connection) -> None:
         with closing(connection):
-            while group := self._next_group():
+            while group := self._next_group(connection):
                 results = self._write_to_opened_files(connection, group)
-                with suppress(RuntimeError):  # the loop is closed, so no caller waits
-                    self._loop.call_soon_threadsafe(_finish_group, group, results)
+                self._report(group, results)
+
+    def _report(self, group: Sequence[Write], results: Sequence[Result]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so no caller waits
+            self._loop.call_soon_threadsafe(self._finish_group, group, results, self.recorder.take())
 
     def _write_to_opened_files(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
         """Write the group; fail it, written or not, if its files are gone from their paths."""
@@ -127,7 +144,7 @@ class GroupCommitWriter:
 
     def _write_group(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
         """Commit the group; if that fails as a whole, write one by one, so that one write cannot fail the others."""
-        commit = partial(_commit_together, connection, group)
+        commit = partial(_commit_together, connection, group, self.recorder)
         try:
             return self._reserve.run(commit, is_full) if all(map(self._may_use_reserve, group)) else commit()
         except Exception as error:
@@ -139,10 +156,10 @@ class GroupCommitWriter:
     def _may_use_reserve(self, write: Write) -> bool:
         return self._spends_reserve or any(statement.may_use_reserve for statement in write.statements)
 
-    def _next_group(self) -> list[Write]:
+    def _next_group(self, connection: sqlite3.Connection) -> list[Write]:
         """Wait for a write and take all others that are there; empty when the writer is closed."""
         group: list[Write] = []
-        item = self._queue.get()
+        item = self._next_write(connection)
         with suppress(Empty):
             while item is not None:
                 group.append(item)
@@ -152,20 +169,32 @@ class GroupCommitWriter:
             self._queue.put(None)  # closed: write this group first, then end at the second look
         return group
 
+    def _next_write(self, connection: sqlite3.Connection) -> Write | None:
+        """Wait for a write; if none comes soon, look once for commits of other processes after the last own one."""
+        with suppress(Empty):
+            return self._queue.get(timeout=LAST_LOOK_SECONDS)
+        with suppress(sqlite3.Error):
+            if self.recorder.look(connection):
+                self._report((), ())
+        return self._queue.get()
 
-def _finish_group(group: Sequence[Write], results: Sequence[Result]) -> None:
-    for write, result in zip(group, results, strict=True):
-        if isinstance(result, Exception):
-            write.done.set_exception(result)
-        else:
-            write.after_commit()
-            write.done.set_result(result)
+    # -- in the event loop
+
+    def _finish_group(self, group: Sequence[Write], results: Sequence[Result], changed: ChangedRows) -> None:
+        self._on_changes(changed)
+        for write, result in zip(group, results, strict=True):
+            if isinstance(result, Exception):
+                write.done.set_exception(result)
+            else:
+                write.after_commit()
+                write.done.set_result(result)
 
 
-def _commit_together(connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
+def _commit_together(connection: sqlite3.Connection, group: Sequence[Write], recorder: RowRecorder) -> Sequence[Result]:
     """Run every write in a savepoint of its own, and commit all of them with one fsync."""
     results: list[Result] = []
     connection.execute("BEGIN IMMEDIATE")
+    recorder.begin(connection)
     try:
         for write in group:
             connection.execute("SAVEPOINT one")
@@ -182,6 +211,8 @@ def _commit_together(connection: sqlite3.Connection, group: Sequence[Write]) -> 
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+    finally:
+        recorder.finish()
     return results
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -36,6 +36,7 @@ from storage.sql.postgres_transaction import (
     to_postgres,
 )
 from storage.sql.pubsub import LocalChannels, Subscription
+from storage.sql.row_changes import RowChanges
 
 T = TypeVar("T")
 
@@ -224,6 +225,9 @@ class PostgresDatabase:
         if statements[0].sql == self.exclusive:
             return self._begin_migration, MIGRATION_SECONDS
         return (None if len(statements) == 1 and not self._pooled else self._begin), self._seconds
+
+    async def track_changes(self, table: str, *, but: Collection[str]) -> RowChanges | None:
+        """Return None: other processes change rows at any time, and a notification may be lost."""
 
     async def flush(self) -> None:
         if self._writes:

@@ -10,7 +10,7 @@ import asyncio
 import re
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement
 from storage.sql.group_commit import CHECKPOINT_PAGES, GroupCommitWriter, to_dicts
 from storage.sql.pubsub import LocalChannels, Subscription
+from storage.sql.row_changes import ChangedRows, RowChanges, trigger_statements
 from storage.sql.sqlite_errors import find_cure, is_busy, storage_error
 
 WAL_LIMIT_BYTES: Final = 64 * 2**20
@@ -49,8 +50,12 @@ class SqliteDatabase:
         self.path = path
         self._channels = LocalChannels()
         self._writer = GroupCommitWriter(
-            path, partial(open_connection, path, WRITER_PRAGMAS), spends_reserve=spends_reserve
+            path,
+            partial(open_connection, path, WRITER_PRAGMAS),
+            on_changes=self._report_changes,
+            spends_reserve=spends_reserve,
         )
+        self._changes: RowChanges | None = None
         self._closed = False
 
     async def __aenter__(self) -> SqliteDatabase:
@@ -103,6 +108,17 @@ class SqliteDatabase:
 
     async def flush(self) -> None:
         await self._writer.flush()
+
+    async def track_changes(self, table: str, *, but: Collection[str]) -> RowChanges | None:
+        rows = await self.fetch("SELECT name FROM pragma_table_info(:table)", table=table)
+        columns = [row["name"] for row in rows if row["name"] not in but]
+        await self.transact(*(Statement(sql=sql) for sql in trigger_statements(table, columns)))
+        self._changes = RowChanges(self._writer.recorder, self._inline)
+        return self._changes
+
+    def _report_changes(self, changed: ChangedRows) -> None:
+        if self._changes is not None:
+            self._changes.report(changed)
 
     def notify(self, *channels: str) -> None:
         self._channels.notify(*channels)

@@ -1,0 +1,125 @@
+"""Changes of rows: a cache must learn of each one of its process, and that another process has committed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from storage.sql.database import Stale, Statement
+from storage.sql.group_commit import LAST_LOOK_SECONDS
+from storage.sql.row_changes import RowChanges
+from storage.sql.sqlite import SqliteDatabase
+
+pytestmark = pytest.mark.anyio
+
+UPDATE = "UPDATE items SET name = :name WHERE id = :id"
+
+
+@dataclass(kw_only=True)
+class Tracked:
+    database: SqliteDatabase
+    changes: RowChanges
+    seen: list[str] = field(default_factory=list)
+
+    def commit_elsewhere(self, sql: str = "UPDATE items SET name = 'foreign' WHERE id = 'a'") -> None:
+        """Commit as another process would: through a connection of its own."""
+        with closing(sqlite3.connect(self.database.path, isolation_level=None)) as other:
+            other.execute(sql)
+
+
+@asynccontextmanager
+async def tracked(folder: Path) -> AsyncIterator[Tracked]:
+    async with SqliteDatabase(folder / "broker.db") as database:
+        await database.execute("CREATE TABLE items (id TEXT PRIMARY KEY, name TEXT, lease BIGINT)")
+        await database.execute("INSERT INTO items VALUES ('a', 'x', 0), ('b', 'x', 0)")
+        changes = await database.track_changes("items", but={"lease"})
+        assert changes is not None
+        changes.epoch()
+        await next_turn()
+        one = Tracked(database=database, changes=changes)
+        changes.subscribe(one.seen.extend)
+        yield one
+
+
+async def next_turn() -> None:
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+
+async def test_changed_rows_are_reported_before_their_writer_goes_on(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        await one.database.execute(UPDATE, id="a", name="y")
+        assert one.seen == ["a"]
+        await one.database.execute("DELETE FROM items WHERE name = 'x'")
+        assert one.seen == ["a", "b"]
+
+
+async def test_ignored_columns_are_not_reported(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        await one.database.execute("UPDATE items SET lease = 1")
+        assert one.seen == []
+
+
+async def test_failing_write_hides_no_change_of_its_neighbours(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        good = Statement(sql=UPDATE, params={"id": "a", "name": "y"})
+        stale = Statement(sql=UPDATE, params={"id": "missing", "name": "y"}, must_change=True)
+
+        async def fail() -> None:
+            with suppress(Stale):
+                await one.database.transact(stale)
+
+        await asyncio.gather(fail(), one.database.transact(good), fail())
+        assert one.seen == ["a"]
+
+
+async def test_own_commits_do_not_change_the_epoch(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        for number in range(20):
+            await asyncio.gather(*(one.database.execute(UPDATE, id="a", name=f"{number}") for _ in range(3)))
+            assert one.changes.epoch() == before
+
+
+async def test_foreign_commit_changes_the_epoch_at_once(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        await next_turn()
+        one.commit_elsewhere()
+        assert one.changes.epoch() > before
+
+
+async def test_foreign_commit_between_own_ones_is_found_by_the_next_one(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        await one.database.execute(UPDATE, id="b", name="1")
+        one.commit_elsewhere()
+        await one.database.execute(UPDATE, id="b", name="2")
+        assert one.changes.epoch() > before
+
+
+async def test_foreign_commit_right_after_an_own_one_is_found_without_another_one(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        await next_turn()
+        await one.database.execute(UPDATE, id="b", name="1")
+        one.commit_elsewhere()
+        one.changes.epoch()  # cannot tell the two apart
+        async with asyncio.timeout(LAST_LOOK_SECONDS * 20):
+            while one.changes.epoch() == before:  # noqa: ASYNC110
+                await asyncio.sleep(LAST_LOOK_SECONDS / 10)
+
+
+async def test_many_questions_of_one_turn_cost_one_look(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        one.commit_elsewhere()
+        assert one.changes.epoch() == before  # asked in the turn of the look
+        await next_turn()
+        assert one.changes.epoch() > before
