@@ -45,8 +45,11 @@ class Outbox:
     tables: Tables
     formats: Mapping[str, WebhookFormat]
 
-    async def enqueue_event(self, before: Task, after: Task) -> OutgoingEvents:
-        """Return the statements that write the events of a change, if any. They may run twice."""
+    async def enqueue_event(self, before: Task, after: Task, results: Sequence[StoredImage] = ()) -> OutgoingEvents:
+        """Return the statements that write the events of a change, if any. They may run twice.
+
+        results: of the task, which the same transaction inserts.
+        """
         name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
         chosen, url = self.formats[name], after.callback_url
         if isinstance(chosen, BatchFormat):
@@ -54,14 +57,20 @@ class Outbox:
         if url is None:
             return OutgoingEvents()
         if isinstance(chosen, RequestFormat):
-            return await self._enqueue_request_event(before, after, url, chosen, now)
-        event, body = await self._event_of_change(before, after, chosen, now)
+            return await self._enqueue_request_event(before, after, url, chosen, now, results)
+        event, body = await self._event_of_change(before, after, chosen, now, results)
         if event is None or body is None:
             return OutgoingEvents()
         return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
 
     async def _enqueue_request_event(
-        self, before: Task, after: Task, url: str, chosen: RequestFormat, now: float
+        self,
+        before: Task,
+        after: Task,
+        url: str,
+        chosen: RequestFormat,
+        now: float,
+        results: Sequence[StoredImage],
     ) -> OutgoingEvents:
         """Return the statement that writes the event of a request if this is the last of its tasks to end.
 
@@ -77,7 +86,11 @@ class Outbox:
         if not all(task.has_ended for task in tasks):
             return OutgoingEvents(guards=guards)
         completed = [task for task in tasks if task.state == TaskState.SUCCEEDED]
-        images = [image for task in completed for image in await self.tables.images.list_of_owner(task.id, "result")]
+        images = [
+            image
+            for task in completed
+            for image in await self._list_results(task, results if task.id == after.id else ())
+        ]
         body = chosen.make_request_body(now, tasks, images)
         event = Event.COMPLETED if completed else event
         return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
@@ -102,18 +115,28 @@ class Outbox:
         return statements
 
     async def _event_of_change(
-        self, before: Task, after: Task, webhook_format: WebhookFormat, now: float
+        self,
+        before: Task,
+        after: Task,
+        webhook_format: WebhookFormat,
+        now: float,
+        results: Sequence[StoredImage],
     ) -> tuple[Event | None, str | None]:
         """Return the event of a change, and its body; None if there is none, or if it is not announced."""
         if event := event_between(before.status, after.status):
             images = list[StoredImage]()
             if after.state == TaskState.SUCCEEDED:
-                images = await self.tables.images.list_of_owner(after.id, "result")
+                images = await self._list_results(after, results)
             return event, webhook_format.make_body(event, now, after, images)
         was_accepted = before.state == TaskState.SUBMITTING and after.state in {TaskState.WAITING, TaskState.FETCHING}
         if was_accepted and isinstance(webhook_format, StartFormat):
             return Event.STARTED, webhook_format.make_start_body(now, after)
         return None, None
+
+    async def _list_results(self, task: Task, inserted: Sequence[StoredImage]) -> list[StoredImage]:
+        """Return the images of a task, in order. inserted: those that the transaction adds."""
+        stored = {image.position: image for image in await self.tables.images.list_of_owner(task.id, "result")}
+        return [image for _, image in sorted(({one.position: one for one in inserted} | stored).items())]
 
 
 def _make_delivery(task: Task, event: Event | BatchEvent, url: str, body: str, now: float) -> Delivery:

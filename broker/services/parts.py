@@ -101,6 +101,7 @@ class Services(AccountServices):
             policy=self.policy,
             tasks=self.tables.tasks,
             attempts=self.tables.attempts,
+            images=self.tables.images,
             outbox=Outbox(clock=self.clock, tables=self.tables, formats=self.webhook_formats),
             metrics=self.metrics,
             router=self.router,

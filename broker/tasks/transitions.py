@@ -23,6 +23,7 @@ from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from storage.attempts import Attempt, Attempts
 from storage.ids import provider_of
+from storage.images import Images, StoredImage
 from storage.limits.settlement import settle_task
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
@@ -36,6 +37,16 @@ Decision = Callable[[Task, Attempt | None], Changes]
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptSubject:
+    """The attempt that a decision is about."""
+
+    number: int | None = None
+    """None: the current one."""
+    known: Attempt | None = None
+    """Its row, as it was with the version of the task on which the decision is made first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transitions:
     """Applies decisions to tasks."""
 
@@ -43,6 +54,7 @@ class Transitions:
     policy: TaskPolicy
     tasks: Tasks
     attempts: Attempts
+    images: Images
     outbox: Outbox
     metrics: Metrics
     router: Router
@@ -52,8 +64,9 @@ class Transitions:
         task: Task,
         decide: Decision,
         *,
-        number: int | None = None,
+        about: AttemptSubject | None = None,
         also: Sequence[Statement] = (),
+        results: Sequence[StoredImage] = (),
         is_leased: bool = True,
         outlives_lease: bool = True,
         is_paid: bool = False,
@@ -61,28 +74,31 @@ class Transitions:
     ) -> Task | None:
         """Apply a decision; return the row on which it was made, or None if it was not applied.
 
-        number: of the attempt, the current one if None. also: statements of the same transaction. is_leased: the
-        caller holds the task's lease, which ends with the change. outlives_lease: the decision counts after the lease
-        was lost, as for a provider's report; a decision that follows from the row alone is the next worker's then.
-        is_paid: the decision holds what money was spent for, so it is written on a full disk as well.
-        report: subject of the decision, for metrics and log.
+        about: the attempt that the decision is about; None for one that follows from the row alone, and what it says
+        about an attempt is said about the current one. also: statements of the same transaction. results: written with
+        the change, if there is one. is_leased: the caller holds the task's lease, which ends with the change.
+        outlives_lease: the decision counts after the lease was lost, as for a provider's report; a decision that
+        follows from the row alone is the next worker's then. is_paid: the decision holds what money was spent for, so
+        it is written on a full disk as well. report: subject of the decision, for metrics and log.
         """
         seen, guarded = task, 0
         while True:
             if is_leased and not outlives_lease and task.leased_by != seen.leased_by:
                 return None
-            attempt = await self.attempts.get(task.id, number or task.attempt)
+            attempt = None if about is None else await self._read_attempt(seen, task, about)
             changes = decide(task, attempt)
             values = _row_values(seen, task, changes, is_leased=is_leased)
-            if not values and not (attempt and changes.attempt) and not also:
+            number = task.attempt if about is None else attempt.number if attempt else 0
+            if not values and not (number and changes.attempt) and not also:
                 return task
             ledger = []
-            if attempt and changes.attempt:
-                ledger = [self.attempts.update_attempt(task.id, attempt.number, **changes.attempt)]
-            events = await self.outbox.enqueue_event(task, replace(task, **values))
+            if number and changes.attempt:
+                ledger = [self.attempts.update_attempt(task.id, number, **changes.attempt)]
+            inserts = [self.images.insert_image(image) for image in results] if changes.task else []
+            events = await self.outbox.enqueue_event(task, replace(task, **values), results)
             update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
             settling = settle_task(task) if _must_settle(task, changes) else []
-            change = (*events.guards, update, *ledger, *settling, *events.statements, *also)
+            change = (*events.guards, update, *inserts, *ledger, *settling, *events.statements, *also)
             begun = self.clock.monotonic()
             try:
                 await self.tasks.database.transact(*change, wake=(DUE_CHANNEL, task_channel(task.id)))
@@ -108,18 +124,23 @@ class Transitions:
         report: Report,
         number: int | None,
         *,
+        attempt: Attempt | None = None,
         also: Sequence[Statement] = (),
         is_leased: bool = True,
         outlives_lease: bool = True,
         is_paid: bool = False,
         learned_by: str | None = None,
     ) -> None:
-        """Apply the lifecycle's decision on a report about one attempt. learned_by: for the ledger, if it is an end."""
+        """Apply the lifecycle's decision on a report about one attempt.
+
+        number: of the attempt, the current one if None. attempt: its row, as it was with this version of the task, if
+        the caller has it. learned_by: for the ledger, if it is an end.
+        """
         now = self.clock.now()
         onward = await self.router.find_onward(task, report) if isinstance(report, Failed) else ()
 
-        def decide(row: Task, attempt: Attempt | None) -> Changes:
-            changes = lifecycle.apply_report(row, attempt, report, now, self.policy, onward=onward)
+        def decide(row: Task, current: Attempt | None) -> Changes:
+            changes = lifecycle.apply_report(row, current, report, now, self.policy, onward=onward)
             if learned_by is None or "ended_at" not in changes.attempt:
                 return changes
             return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
@@ -127,7 +148,7 @@ class Transitions:
         await self.apply(
             task,
             decide,
-            number=number,
+            about=AttemptSubject(number=number, known=attempt),
             also=also,
             is_leased=is_leased,
             outlives_lease=outlives_lease,
@@ -136,12 +157,18 @@ class Transitions:
         )
 
     async def apply_own(
-        self, task: Task, decide: Callable[[Task, float, TaskPolicy], Changes], *, is_leased: bool = True
+        self,
+        task: Task,
+        decide: Callable[[Task, float, TaskPolicy], Changes],
+        *,
+        results: Sequence[StoredImage] = (),
+        is_leased: bool = True,
     ) -> None:
         """Apply a decision that follows from the row alone."""
         await self.apply(
             task,
             lambda row, _: decide(row, self.clock.now(), self.policy),
+            results=results,
             is_leased=is_leased,
             outlives_lease=False,
         )
@@ -151,8 +178,8 @@ class Transitions:
         onward = await self.router.find_other(task)
         await self.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt, onward=onward))
 
-    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> None:
-        """Write the intent to submit; the caller calls `record_change` once it is durable.
+    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> Task:
+        """Write the intent to submit, and return the row with it; the caller calls `record_change` then.
 
         reserving: statements that write the attempt if the provider has capacity. Raises `Stale` without capacity or
         when another process changed the row, `StorageError` when it is unknown whether the intent was written.
@@ -160,6 +187,7 @@ class Transitions:
         await self.tasks.database.transact(
             self.tasks.update_task(task, **intent.task), *reserving, wake=(task_channel(task.id),)
         )
+        return replace(task, **intent.task, version=task.version + 1)
 
     async def release(self, task: Task) -> None:
         """End the lease of a task without a change."""
@@ -193,6 +221,13 @@ class Transitions:
             provider=provider_of(task.provider),
             code=changes.task.get("error_code"),
         )
+
+    async def _read_attempt(self, seen: Task, task: Task, about: AttemptSubject) -> Attempt | None:
+        """Return the attempt as it is with this version of the task: each change of an attempt changes that, too."""
+        if about.known is not None and task is seen:
+            return about.known
+        number = about.number or task.attempt
+        return await self.attempts.get(task.id, number) if number else None
 
     async def _was_committed(self, fresh: Task, task: Task, changes: Changes) -> bool:
         """Return whether the change is in the database: the connection broke between its commit and the response."""

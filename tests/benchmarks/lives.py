@@ -27,7 +27,7 @@ from broker.services import Services
 from broker.settings import Settings
 from broker.settings.types import PackageSettings
 from broker.tasks.lifecycle import DownloadFailure
-from broker.tasks.steps.download import DownloadStep, insert_result
+from broker.tasks.steps.download import DownloadStep
 from storage.images import StoredImage
 from storage.sql.database import Database, Outcome, Row, Statement
 from storage.sql.postgres import PostgresDatabase
@@ -152,8 +152,8 @@ class Prompt:
 class InstantDownload(DownloadStep):
     """A download step whose downloads end as soon as they begin."""
 
-    async def _download(self, task: Task, position: int) -> DownloadFailure | None:
-        image = StoredImage(
+    async def _download(self, task: Task, position: int) -> StoredImage | DownloadFailure:
+        return StoredImage(
             name=f"generated_{secrets.token_hex(16)}.png",
             owner=task.id,
             kind="result",
@@ -166,8 +166,6 @@ class InstantDownload(DownloadStep):
             sha256=secrets.token_hex(32),
             created_at=self.transitions.clock.now(),
         )
-        await insert_result(self.transitions.tasks, self.images, task, image)
-        return None
 
 
 class PromptSettings(PackageSettings):

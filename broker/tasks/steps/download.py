@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,9 +23,8 @@ from broker.tasks.transitions import Transitions
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
 from storage.images import Images, StoredImage
-from storage.sql.database import Stale
 from storage.states import TaskState
-from storage.tasks import Task, Tasks
+from storage.tasks import Task
 from uploads.intake import Intake
 from uploads.structure import InvalidImage
 
@@ -53,7 +52,7 @@ class DownloadStep:
         A result that seems gone is looked for at a fresh link in the next turn, as file servers lag. One whose address
         is blocked is looked for at once, and once, as that address will stay blocked.
         """
-        outputs, failures = task.outputs, await self._download_missing(task)
+        outputs, results, failures = task.outputs, *await self._download_missing(task)
         is_blocked = any(failure.is_blocked for failure in failures)
         was_looked_for = task.has_ended and task.step_retries > 0
         if any(failure.code == "result_gone" for failure in failures) or (is_blocked and not was_looked_for):
@@ -61,19 +60,29 @@ class DownloadStep:
             if fresh is None:  # the provider could not be asked: it is in the next turn
                 failures = [replace(failure, is_blocked=False) for failure in failures]
             elif is_blocked and fresh.outputs != task.outputs:
-                outputs, failures = fresh.outputs, await self._download_missing(fresh)
-        stored = len(outputs) - len(failures)
-        await self.transitions.apply_own(task, partial(lifecycle.downloaded, stored=stored, failures=failures))
+                done = {image.position for image in results}
+                again, failures = await self._download_missing(fresh, done)
+                outputs, results = fresh.outputs, [*results, *again]
+        decide = partial(lifecycle.downloaded, stored=len(outputs) - len(failures), failures=failures)
+        await self.transitions.apply_own(task, decide, results=results)
 
-    async def _download_missing(self, task: Task) -> list[DownloadFailure]:
-        stored_positions = {image.position for image in await self.images.list_of_owner(task.id, "result")}
-        missing = [position for position in range(len(task.outputs)) if position not in stored_positions]
+    async def _download_missing(
+        self, task: Task, done: Set[int] = frozenset()
+    ) -> tuple[list[StoredImage], list[DownloadFailure]]:
+        """Download the results that are not stored yet; return their rows, which are not written yet, and failures.
+
+        done: the positions of other such rows.
+        """
+        if task.step_retries or task.ended_at is not None:  # rows are written with a change of the task, so not before
+            done |= {image.position for image in await self.images.list_of_owner(task.id, "result")}
+        missing = [position for position in range(len(task.outputs)) if position not in done]
         if task.step_retries:
             self.transitions.metrics.download_retries.inc(len(missing))
         outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
-        return [failure for failure in outcomes if failure is not None]
+        results = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
+        return results, [outcome for outcome in outcomes if isinstance(outcome, DownloadFailure)]
 
-    async def _download(self, task: Task, position: int) -> DownloadFailure | None:
+    async def _download(self, task: Task, position: int) -> StoredImage | DownloadFailure:
         clock = self.transitions.clock
         async with self.downloads:
             begun = clock.monotonic()
@@ -88,16 +97,13 @@ class DownloadStep:
             self.transitions.metrics.downloads.labels("stored").inc()
             self.transitions.metrics.download_bytes.inc(image.size)
             self.transitions.metrics.download_seconds.observe(clock.monotonic() - begun)
-        return None
+        return image
 
     async def _store_result(self, task: Task, position: int) -> StoredImage:
         max_bytes = self.max_download_bytes
         async with self._open_output(task.outputs[position]) as chunks:
             image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
-        now = self.transitions.clock.now()
-        row = image.to_row(owner=task.id, kind="result", position=position, now=now)
-        await insert_result(self.transitions.tasks, self.images, task, row)
-        return row
+        return image.to_row(owner=task.id, kind="result", position=position, now=self.transitions.clock.now())
 
     @asynccontextmanager
     async def _open_output(self, output: str) -> AsyncGenerator[AsyncIterator[bytes]]:
@@ -141,12 +147,6 @@ class DownloadStep:
         return tuple(
             [one if one.startswith(STORED_PREFIX) else await provider.refresh_url(one) or one for one in task.outputs]
         )
-
-
-async def insert_result(tasks: Tasks, images: Images, task: Task, image: StoredImage) -> None:
-    """Insert the row of a result, only while the task is in FETCHING: a row must not outlive its bytes."""
-    with contextlib.suppress(Stale):
-        await tasks.database.transact(tasks.lock_task(task.id, TaskState.FETCHING), images.insert_image(image))
 
 
 def _failure_of(error: DownloadError | InvalidImage | StorageError) -> DownloadFailure:

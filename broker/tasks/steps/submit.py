@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -74,8 +73,8 @@ class SubmitStep:
         order = None if provider is None else await self._prepare_order(task, provider)
         if provider is None:
             await self.transitions.release(task)
-        elif order is not None and (row := await self._begin_submission(task, order, provider)) is not None:
-            await self._submit_order(row, order, provider)
+        elif order is not None and (begun := await self._begin_submission(task, order, provider)) is not None:
+            await self._submit_order(*begun, order, provider)
 
     async def _is_removed(self, account: str) -> bool:
         pool = await self.accounts.find_pool(account)
@@ -104,8 +103,13 @@ class SubmitStep:
             return Failed(code="storage_full", message=str(error), retryable=True, billed="no", sent=False)
         return None
 
-    async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> Task | None:
-        """Write the intent; return the row with it, or None if the key has no capacity or the task changed."""
+    async def _begin_submission(
+        self, task: Task, order: Order, provider: Provider
+    ) -> tuple[Task, Attempt | None] | None:
+        """Write the intent; return the rows with it, or None if the key has no capacity or the task changed.
+
+        The attempt is None where the task was read again.
+        """
         now, number = self.transitions.clock.now(), task.attempt + 1
         attempt = Attempt(
             task_id=task.id,
@@ -125,22 +129,27 @@ class SubmitStep:
             policy=self.transitions.policy,
         )
         reserving = self.limits.reserve_submission(attempt, account_limits(provider))
-        is_written = False
-        with contextlib.suppress(Stale, StorageError):  # the row says whether it was written all the same
+        try:
             async with self.reservations:
-                await self.transitions.begin_submission(task, intent, reserving)
-            is_written = True
-        row = await _retry_storage(lambda: self.transitions.tasks.get(task.id), task)
-        current = row if row and (row.state, row.attempt) == (TaskState.SUBMITTING, number) else None
-        # under another lease it is the intent of another worker
-        if not is_written and (current is None or current.leased_by != task.leased_by):
+                row: Task | None = await self.transitions.begin_submission(task, intent, reserving)
+            known: Attempt | None = attempt
+        except (Stale, StorageError):
+            row, known = await self._find_intent(task, number), None
+        if row is None:
             self.accounts.forget(task.provider)  # its key may have been removed
             await self.transitions.release(task)
             return None
         self.transitions.record_change(task, intent)
-        return current
+        return row, known
 
-    async def _submit_order(self, task: Task, order: Order, provider: Provider) -> None:
+    async def _find_intent(self, task: Task, number: int) -> Task | None:
+        """Return the row if it says that this attempt was begun here, although the transaction did not."""
+        row = await _retry_storage(lambda: self.transitions.tasks.get(task.id), task)
+        # under another lease it is the intent of another worker
+        is_ours = row and (row.state, row.attempt, row.leased_by) == (TaskState.SUBMITTING, number, task.leased_by)
+        return row if is_ours else None
+
+    async def _submit_order(self, task: Task, attempt: Attempt | None, order: Order, provider: Provider) -> None:
         url = self.callback_url(task.provider, task.id, task.attempt) if task.expects_callback else None
         begun = self.transitions.clock.monotonic()
         report: Report
@@ -157,7 +166,7 @@ class SubmitStep:
         self._record_request(provider, _outcome_label(report), begun)
         if isinstance(report, Failed):  # before the order is queued again, which may choose the same key
             await _retry_storage(lambda: self._update_cooldown(task, provider, report), task)
-        storing = partial(self.transitions.apply_report, task, report, task.attempt, is_paid=True)
+        storing = partial(self.transitions.apply_report, task, report, task.attempt, attempt=attempt, is_paid=True)
         await _retry_storage(storing, task, job=report.job_id)
         if not isinstance(report, Failed):
             await self._update_cooldown(task, provider, report)
