@@ -1,33 +1,32 @@
-"""Logs: one line per state change, a sentence and an action; never a prompt, key, token or image."""
+"""Logs: one line per state change, a sentence and an action; never a prompt, key, token or image.
+
+A line of ours goes straight to the handlers: an order writes two lines, and by way of the standard library's loggers
+and structlog's own renderers each cost 55 to 80 µs, a fifth of the whole order; this way it is 16 to 18.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 
-_HIDDEN = "[hidden]"
-_SECRET_NAMES = frozenset({"authorization", "api_key", "key", "secret", "token", "prompt", "password", "cookie"})
-_SECRET_VALUES = re.compile(r"(?i)(bearer\s+|[?&](?:token|key|secret|signature|sig)=)[^\s&\"']+")
-_KEPT_DAYS = 7
+_HIDDEN: Final = "[hidden]"
+_SECRET_NAMES: Final = frozenset({"authorization", "api_key", "key", "secret", "token", "prompt", "password", "cookie"})
+_SECRET_VALUES: Final = re.compile(r"(?i)(bearer\s+|[?&](?:token|key|secret|signature|sig)=)[^\s&\"']+")
+_PLAIN_VALUE: Final = re.compile(r"[^\s=\"'\\]+")
+_KEPT_DAYS: Final = 7
 
-
-def hide_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Hide values that look like secrets, by name and by shape, in case a call site missed one."""
-    for name, value in event.items():
-        if name in _SECRET_NAMES:
-            event[name] = _HIDDEN
-        elif isinstance(value, str):
-            event[name] = _SECRET_VALUES.sub(rf"\1{_HIDDEN}", value)
-    return event
+_Event = MutableMapping[str, Any]
 
 
 def configure_logging(level: str, form: str, folder: Path | None) -> None:
@@ -44,19 +43,19 @@ def configure_logging(level: str, form: str, folder: Path | None) -> None:
             )
         )
     for handler in handlers:
-        handler.setFormatter(_formatter(form, colors=handler is handlers[0] and sys.stderr.isatty()))
+        handler.setFormatter(_LineFormatter(form, colors=handler is handlers[0] and sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = handlers
-    root.setLevel(
-        max(logging.INFO, logging.getLevelName(level.upper()))
-    )  # debug lines of libraries hold complete bodies
-    logging.getLogger("broker").setLevel(level.upper())
+    lowest = logging.getLevelName(level.upper())
+    root.setLevel(max(logging.INFO, lowest))  # debug lines of libraries hold complete bodies
+    logging.getLogger("broker").setLevel(lowest)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs
     logging.getLogger("httpcore").setLevel(logging.WARNING)
+    lines = _Lines(handlers)
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[structlog.contextvars.merge_contextvars, _complete],
+        wrapper_class=structlog.make_filtering_bound_logger(lowest),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
     )
 
@@ -66,24 +65,99 @@ def safe_exc_info(error: Exception) -> Any:
     return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__
 
 
-_SHARED: list[structlog.typing.Processor] = [
-    structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.add_logger_name,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    hide_secrets,
-]
+def hide_secrets(event: _Event) -> _Event:
+    """Hide values that look like secrets, by name and by shape, in case a call site missed one."""
+    texts = "\n".join([value for value in event.values() if isinstance(value, str)])
+    if _SECRET_NAMES.isdisjoint(event) and not _SECRET_VALUES.search(texts):  # one search for all is the usual case
+        return event
+    for name, value in event.items():
+        if name in _SECRET_NAMES:
+            event[name] = _HIDDEN
+        elif isinstance(value, str):
+            event[name] = _SECRET_VALUES.sub(_hide, value)
+    return event
 
 
-def _formatter(form: str, *, colors: bool) -> logging.Formatter:
-    # plain tracebacks: the pretty ones print local variables, and with them keys
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
-        if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
-    )
-    last = [structlog.processors.format_exc_info] if form == "json" else []
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_SHARED,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, hide_secrets, renderer],
-    )
+def _hide(match: re.Match[str]) -> str:
+    return match[1] + _HIDDEN
+
+
+# -- lines
+
+
+class _Record(logging.LogRecord):
+    """One line of ours, without what a record looks up and no handler of ours reads: thread, process, place."""
+
+    name, args, exc_info, exc_text, stack_info, levelno = "broker", None, None, None, None, logging.INFO
+
+    def __init__(self, event: _Event) -> None:
+        self.msg = event
+
+
+class _Lines:
+    """Handlers of all lines, as the logger behind structlog."""
+
+    def __init__(self, handlers: list[logging.Handler]) -> None:
+        self._handlers = handlers
+
+    def _write(self, event: _Event) -> None:
+        record = _Record(event)
+        for handler in self._handlers:
+            handler.handle(record)
+
+    debug = info = warning = error = critical = _write
+
+
+def _complete(_: Any, level: str, event: _Event) -> tuple[tuple[_Event], dict[str, Any]]:
+    """Add level, logger and time, write out an exception, and hide secrets; return the arguments of `_Lines`."""
+    if event.get("exc_info"):
+        event = structlog.processors.format_exc_info(None, level, event)
+    event["level"], event["logger"] = "error" if level == "exception" else level, "broker"
+    event["timestamp"] = _now()
+    return (hide_secrets(event),), {}
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
+
+
+class _LineFormatter(logging.Formatter):
+    """Renders lines of ours, and those of libraries in the same form."""
+
+    def __init__(self, form: str, *, colors: bool) -> None:
+        super().__init__()
+        self._render = _json_line if form == "json" else _colored_line() if colors else _plain_line
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._render(record.msg if isinstance(record.msg, dict) else self._foreign_event(record))
+
+    def _foreign_event(self, record: logging.LogRecord) -> _Event:
+        event: _Event = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}
+        if record.exc_info:  # a plain traceback: the pretty ones print local variables, and with them keys
+            event["exception"] = self.formatException(record.exc_info)
+        event["timestamp"] = _now()
+        return hide_secrets(event)
+
+
+_json_line: Final[Callable[[_Event], str]] = json.JSONEncoder(ensure_ascii=False, default=repr).encode
+
+
+def _plain_line(event: _Event) -> str:
+    rest = {**event}
+    moment, level, text, logger = (rest.pop(name) for name in ("timestamp", "level", "event", "logger"))
+    exception = rest.pop("exception", None)
+    fields = " ".join([f"{name}={_plain_value(rest[name])}" for name in sorted(rest)])
+    line = f"{moment} [{level:<9}] {text:<30} [{logger}] {fields}"
+    return f"{line}\n{exception}" if exception else line
+
+
+def _plain_value(value: Any) -> str:
+    """Return a value as one word: quoted if it has a blank, a quote or a control character."""
+    if not isinstance(value, str):
+        return repr(value)
+    return value if _PLAIN_VALUE.fullmatch(value) and value.isprintable() else repr(value)
+
+
+def _colored_line() -> Callable[[_Event], str]:
+    render = structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)
+    return lambda event: render(None, "", {**event})

@@ -57,3 +57,23 @@ def test_folder_adds_a_log_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "logs" / "app.log").read_text())["action"] == "hello"
     handler = next(h for h in logging.getLogger().handlers if hasattr(h, "backupCount"))
     assert handler.backupCount == 7
+
+
+def test_console_line_has_time_level_text_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "console", None)
+    log.info("a task ended", action="task_succeeded", seconds=1.5, why="it is\ndone", owner="house:local")
+    log.debug("not shown")
+    (line,) = capsys.readouterr().err.splitlines()
+    moment, rest = line.split(" ", 1)
+    assert moment.endswith("Z")
+    assert rest.split() == (
+        "[info ] a task ended [broker] action=task_succeeded owner=house:local seconds=1.5 why='it is\\ndone'".split()
+    )
+
+
+def test_libraries_log_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json", None)
+    logging.getLogger("other").error("failed at %s", "https://x.example/?key=canary")
+    event = json.loads(capsys.readouterr().err)
+    assert (event["level"], event["logger"]) == ("error", "other")
+    assert event["event"] == "failed at https://x.example/?key=[hidden]"
