@@ -226,7 +226,7 @@ def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outc
 
 
 def to_dicts(rows: Sequence[sqlite3.Row]) -> list[Row]:
-    """Return rows of one query as dictionaries: a look-up by name in a `sqlite3.Row` compares one name after another."""
+    """Return rows of one query as dictionaries: a look-up by name in a `sqlite3.Row` compares name by name."""
     if not rows:
         return []
     names = rows[0].keys()
