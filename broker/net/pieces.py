@@ -48,7 +48,8 @@ class ChunkCounter:
         """Count a chunk, or a later part of one. size: bytes. Raises `TooManyPieces`."""
         self._chunks += is_start
         self._bytes += size
-        if self._chunks > MAX_SMALL_CHUNKS and self._bytes < self._chunks * MIN_CHUNK_BYTES:
+        ended = self._chunks - 1  # the rest of the last one may be on its way
+        if self._chunks > MAX_SMALL_CHUNKS and self._bytes < ended * MIN_CHUNK_BYTES:
             raise TooManyPieces(
                 f"more than {MAX_SMALL_CHUNKS:,} chunks of less than {MIN_CHUNK_BYTES} bytes on average"
             )

@@ -19,7 +19,9 @@ import uvicorn
 from broker.app import build_app
 from broker.logs import log
 from broker.net.hosts import local_base_url
-from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, ConnectionLimits, DeadlineH11
+from broker.server.deadlines import ConnectionLimits
+from broker.server.parsers import protocol_class
+from broker.server.protocol import CLOSE_HEADER
 from broker.server.sockets import BACKLOG, refuse_handshakes, socket_port
 from broker.services import Services
 
@@ -189,7 +191,7 @@ class _Server(uvicorn.Server):
 
 
 def _build_server(services: Services, limits: ConnectionLimits) -> _Server:
-    protocol = partial(DeadlineH11, limits=limits, peers=Counter())
+    protocol = partial(protocol_class(services.settings.http), limits=limits, peers=Counter())
     return _Server(
         uvicorn.Config(
             build_app(services),
@@ -203,9 +205,7 @@ def _build_server(services: Services, limits: ConnectionLimits) -> _Server:
             log_level="error",
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=limits.idle_seconds,
             timeout_graceful_shutdown=limits.drain_seconds,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ),
         limits.last_request_seconds,
     )

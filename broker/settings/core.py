@@ -102,6 +102,7 @@ class Settings(StoreSettings):
 
     host: str = env("BROKER_HOST", default="127.0.0.1")
     port: int = env("BROKER_PORT", default=8000, ge=0, le=65535)
+    http: Literal["httptools", "h11"] | None = env("BROKER_HTTP")
     connections_per_peer: PositiveInt = env("BROKER_CONNECTIONS_PER_PEER", default=64)
     api_keys: CommaSeparated[BearerKey] = env("BROKER_API_KEYS", default=())
     broker_url: BrokerUrl = env("BROKER_URL", default="")

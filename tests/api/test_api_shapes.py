@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from broker.api.http.responses import error_response, to_json
 from broker.errors import STATUS_OF, TASK_CODES, ApiError, FieldError
 from broker.i18n import LANGUAGES, Language, Messages, language_of
-from broker.server.protocol import ConnectionLimits
+from broker.server.deadlines import ConnectionLimits
 from storage.errors import StorageError
 from storage.states import TaskState
 from storage.tables import Tables

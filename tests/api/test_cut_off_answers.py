@@ -26,7 +26,7 @@ from broker.ordering.answers import OpenAnswers
 from broker.ordering.idempotency import FoundRecord, Idempotency
 from broker.orders import ImageParams, OrderRequest
 from broker.sandbox.engine import Options
-from broker.server.protocol import ConnectionLimits
+from broker.server.deadlines import ConnectionLimits
 from broker.services import Services
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords

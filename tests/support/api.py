@@ -19,7 +19,7 @@ from broker.api.native.task_cache import TaskCache
 from broker.app import build_app
 from broker.bootstrap import load_settings, open_services
 from broker.clock import Clock, iso
-from broker.server.protocol import ConnectionLimits
+from broker.server.deadlines import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services

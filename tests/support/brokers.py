@@ -18,7 +18,7 @@ from broker.orders import OrderRequest
 from broker.providers.pool import ProviderPool
 from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
-from broker.server.protocol import ConnectionLimits
+from broker.server.deadlines import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services

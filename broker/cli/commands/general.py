@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from broker.cli.commands.running import AsJson, run_command
+from broker.cli.commands.running import AsJson, run_command, run_service
 
 app = typer.Typer()
 db = typer.Typer(help="Inspect and migrate the database.", no_args_is_help=True)
@@ -33,7 +33,7 @@ def serve(
     """Run API, webhooks and worker in one process."""
     from broker.cli.serve import serve
 
-    run_command(serve, host, port)
+    run_service(serve, host, port)
 
 
 @app.command()
@@ -41,7 +41,7 @@ def worker() -> None:
     """Run a worker without HTTP, in addition to `broker serve`."""
     from broker.cli.serve import run_worker
 
-    run_command(run_worker)
+    run_service(run_worker)
 
 
 @app.command()

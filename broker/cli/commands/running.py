@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
@@ -17,14 +17,28 @@ Watch = Annotated[bool, typer.Option("--watch", help="Keep running and print eac
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Number of entries.")]
 
 
+def run_service(body: Callable[P, Awaitable[int | None]], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run a command that lasts: like the others, but on uvloop where the platform has it."""
+    try:
+        import uvloop
+    except ImportError:
+        _run(partial(body, *args, **kwargs), {})
+    else:
+        _run(partial(body, *args, **kwargs), {"loop_factory": uvloop.new_event_loop})
+
+
 def run_command(body: Callable[P, Awaitable[int | None]], *args: P.args, **kwargs: P.kwargs) -> None:
     """Run the coroutine function of a command. Errors that a person can fix are one sentence without a traceback."""
+    _run(partial(body, *args, **kwargs), {})
+
+
+def _run(body: Callable[[], Awaitable[int | None]], loop_options: dict[str, Any]) -> None:
     import anyio
 
     from broker.cli.console import explain_error, print_error
 
     try:
-        code = anyio.run(partial(body, *args, **kwargs))
+        code = anyio.run(body, backend_options=loop_options)
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except BaseException as error:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from broker.errors import SettingsError
-from broker.server.protocol import ConnectionLimits, DeadlineH11
+from broker.server.deadlines import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
+from tests.support.http_parsers import connect, new_protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -123,7 +123,7 @@ async def test_slow_response_does_not_close_the_connection(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
-async def test_unread_body_is_not_timed_out(expect: bytes) -> None:
+async def test_unread_body_is_not_timed_out(parser: str, expect: bytes) -> None:
     """A client that must pause, or wait for 100 Continue, is not slow."""
 
     async def busy(scope: Any, receive: Any, send: Any) -> None:
@@ -133,16 +133,7 @@ async def test_unread_body_is_not_timed_out(expect: bytes) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": b"done"})
 
-    config = uvicorn.Config(busy, log_config=None, lifespan="off", ws="none")
-    config.load()
-    protocol = partial(
-        DeadlineH11,
-        config,
-        uvicorn.server.ServerState(),
-        {},
-        limits=ConnectionLimits(window_seconds=0.1),
-        peers=Counter(),
-    )
+    protocol = partial(new_protocol, parser, busy, window_seconds=0.1)
     async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0) as server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         with closing(writer):
@@ -312,27 +303,26 @@ class Pipe(asyncio.Transport):
         self.written += bytes(data)
 
 
-async def test_connections_per_address_are_limited() -> None:
+async def test_connections_per_address_are_limited(parser: str) -> None:
     """Loopback is exempt: tunnels and proxies connect from it. A closed connection frees its slot."""
-    config = uvicorn.Config(lambda: None, log_config=None, lifespan="off", ws="none")
-    config.load()
-    state, peers = uvicorn.server.ServerState(), Counter[str]()
+    peers = Counter[str]()
 
-    def connect(peer: str) -> tuple[Any, Pipe]:
-        protocol = DeadlineH11(config, state, {}, limits=ConnectionLimits(max_per_peer=3), peers=peers)
+    def open_pipe(peer: str) -> tuple[Any, Pipe]:
         pipe = Pipe(peer)
-        protocol.connection_made(pipe)
-        return protocol, pipe
+        return connect(parser, lambda: None, pipe, max_per_peer=3, peers=peers), pipe
 
-    many = [connect("203.0.113.5") for _ in range(5)]
+    many = [open_pipe("203.0.113.5") for _ in range(5)]
     assert [pipe.aborted for _, pipe in many] == [False, False, False, True, True]
-    assert not connect("203.0.113.6")[1].aborted
-    assert not any(connect(peer)[1].aborted for peer in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] * 3)
+    other, pipe = open_pipe("203.0.113.6")
+    assert not pipe.aborted
+    local = [open_pipe(peer) for peer in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] * 3]
+    assert not any(pipe.aborted for _, pipe in local)
     for protocol, _ in many:
         protocol.connection_lost(None)
     assert peers == {"203.0.113.6": 1}
-    assert not connect("203.0.113.5")[1].aborted
-    for protocol in list(state.connections):
+    again, pipe = open_pipe("203.0.113.5")
+    assert not pipe.aborted
+    for protocol in (other, again, *(protocol for protocol, _ in local)):
         protocol.connection_lost(None)
     assert not peers
 

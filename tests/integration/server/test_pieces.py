@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.requests import Request
 
 from broker.api.http.request_body import read_json_object
@@ -30,9 +28,9 @@ from broker.net.pieces import (
     PAUSE_SECONDS,
     TurnCounter,
 )
-from broker.server.protocol import ConnectionLimits, DeadlineH11
 from tests.support.api import ApiBroker, open_api
 from tests.support.faulty_http import Network, Script, Visit, head, sends, serve
+from tests.support.http_parsers import connect
 from webhooks.strict_json import MAX_VALUES
 
 pytestmark = pytest.mark.anyio
@@ -126,7 +124,7 @@ class Pipe(asyncio.Transport):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 300])
-async def test_other_tasks_run_between_the_events_of_one_read(chunk_bytes: int) -> None:
+async def test_other_tasks_run_between_the_events_of_one_read(parser: str, chunk_bytes: int) -> None:
     """A few hundred per turn of the event loop; nothing more is read before those are used up.
 
     A turn of 300 bytes each is more than the server holds for a handler, which resumes the reading.
@@ -143,9 +141,8 @@ async def test_other_tasks_run_between_the_events_of_one_read(chunk_bytes: int) 
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    config = uvicorn.Config(collect, log_config=None, lifespan="off", ws="none")
-    config.load()
-    protocol, pipe = _connect(config)
+    pipe = Pipe()
+    protocol = connect(parser, collect, pipe)
     body = bytes(4000 * chunk_bytes)
     protocol.data_received(request_head("/") + in_chunks(body, chunk_bytes))
     reading = [pipe.reading]
@@ -169,13 +166,6 @@ def test_turn_of_few_bytes_ends_with_a_pause() -> None:
             turn.add(size)
         assert turn.is_over
         assert turn.start_next() == pause_seconds
-
-
-def _connect(config: uvicorn.Config) -> tuple[DeadlineH11, Pipe]:
-    state = uvicorn.server.ServerState()
-    protocol, pipe = DeadlineH11(config, state, {}, limits=ConnectionLimits(), peers=Counter()), Pipe()
-    protocol.connection_made(pipe)
-    return protocol, pipe
 
 
 # -- responses

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from broker.bootstrap import load_settings, open_services
-from broker.server.protocol import ConnectionLimits
+from broker.server.deadlines import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server, serve
 from broker.services import Services

@@ -1,0 +1,325 @@
+"""Connections that httptools (llhttp) parses, as strictly as h11 would, for a quarter of its time.
+
+llhttp reads megabytes of headers, a request without a Host, and everything that has arrived, however many requests that
+is. So its input is cut up: first the whole head of one request, once its size is known to be allowed, then its body, a
+bounded number of events per event-loop turn. The next request is not parsed before this one is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from enum import Enum, auto
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from broker.net.pieces import EVENTS_PER_TURN, ChunkCounter, TooManyPieces, TurnCounter
+from broker.server.deadlines import Phase
+from broker.server.httptools_cycle import ResponseCycle
+from broker.server.protocol import MAX_HEAD_BYTES, MAX_HEADER_LINES, GuardedProtocol
+
+_HEAD_END: Final = b"\r\n\r\n"
+"""Of every head; also of every body in chunks, whose last bytes it is."""
+_MIN_CHUNK: Final = len(b"1\r\nx\r\n")
+_VERSIONS: Final = {"1.0", "1.1"}
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+
+
+class _Part(Enum):
+    """The part of a request that is received next."""
+
+    HEAD = auto()
+    SIZED_BODY = auto()
+    CHUNKED_BODY = auto()
+    NONE = auto()
+    """The request is complete, and not yet answered."""
+
+
+class _MalformedRequest(Exception):
+    """The client broke a rule that llhttp does not check."""
+
+
+class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
+    """One client connection, parsed by httptools."""
+
+    cycle: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._buffer = b""
+        """Received bytes; those before `_parsed` have been parsed."""
+        self._parsed = 0
+        self._part = _Part.HEAD
+        self._body_left = 0
+        """Bytes of a sized body that are still to come."""
+        self._is_complete = False
+        self._is_chunk_start = False
+        self._idle_bytes = 0
+        """Bytes of a chunked body since the last that were content."""
+        self._chunks = ChunkCounter()
+        self._turn = TurnCounter()
+        self._turn_events = 0
+        self._header_lines = 0
+        self._error: Exception | None = None
+
+    # -- bytes
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        if self.is_lingering:
+            return
+        kept = self._parsed if self._part is not _Part.CHUNKED_BODY else max(0, self._parsed - len(_HEAD_END) + 1)
+        if kept < len(self._buffer):
+            data = self._buffer[kept:] + data
+        self._buffer, self._parsed = data, self._parsed - kept
+        self.parse_more()
+        self.update_phase()
+
+    def parse_more(self) -> None:
+        """Parse the received bytes up to the end of the request, or of the turn."""
+        if self.flow.is_held:
+            return
+        try:
+            while self._parsed < len(self._buffer) and self._parse_part():
+                pass
+        except (httptools.HttpParserError, _MalformedRequest) as error:
+            self.logger.warning("Invalid HTTP request received.")
+            self.reject_request(self._error or error)
+
+    def _parse_part(self) -> bool:
+        """Parse bytes of the current part; return whether others may follow."""
+        match self._part:
+            case _Part.HEAD:
+                return self._parse_head()
+            case _Part.SIZED_BODY:
+                return self._parse_sized()
+            case _Part.CHUNKED_BODY:
+                return self._parse_chunks()
+            case _Part.NONE:
+                self.flow.pause_reading()  # pipelined: one request at a time
+                return False
+
+    def _feed(self, end: int) -> None:
+        """Let the parser read up to there."""
+        start, self._parsed = self._parsed, end
+        whole = start == 0 and end == len(self._buffer)
+        self.parser.feed_data(self._buffer if whole else memoryview(self._buffer)[start:end])
+
+    # -- head
+
+    def _parse_head(self) -> bool:
+        start = self._parsed
+        if self._buffer[start] <= 0x20:  # llhttp would skip blank lines
+            raise _MalformedRequest
+        end = self._buffer.find(_HEAD_END, start, start + MAX_HEAD_BYTES)
+        if end < 0:
+            if len(self._buffer) - start >= MAX_HEAD_BYTES or _BARE_LF.search(self._buffer, start):
+                raise _MalformedRequest
+            return False
+        end += len(_HEAD_END)
+        self._header_lines = self._buffer.count(b"\n", start, end) - 2
+        if self._header_lines > MAX_HEADER_LINES:
+            raise _MalformedRequest
+        try:
+            self._feed(end)
+        except httptools.HttpParserUpgrade:
+            self._stay_in_http()
+        if self._part is _Part.NONE:
+            self._complete_request()
+        return True
+
+    def _stay_in_http(self) -> None:
+        """Let a new parser read the body: llhttp takes it for another protocol, but no upgrade is accepted."""
+        self.parser = httptools.HttpRequestParser(self)
+        self._is_complete = False
+        part, self._part = self._part, _Part.NONE
+        if part is not _Part.NONE:
+            framing = "transfer-encoding: chunked" if self._body_left == 0 else f"content-length: {self._body_left}"
+            self.parser.feed_data(f"POST / HTTP/1.1\r\n{framing}\r\n\r\n".encode())
+            self.headers = []
+        self._part = part
+
+    def on_message_begin(self) -> None:
+        if self._part is _Part.HEAD:
+            self.url = b""
+            self.headers = []
+        elif self._is_complete:  # llhttp found the end of the message where it cannot be
+            raise _MalformedRequest
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header; after the head, a trailer, which the application does not get."""
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        if self._part is not _Part.HEAD:
+            return
+        fields = dict(self.headers)
+        version = self.parser.get_http_version()
+        self._part = self._framing(version, fields)
+        self._is_complete = False
+        path, _, query = self.url.partition(b"?")
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": self.extensions,  # type: ignore[typeddict-item]
+        }
+        self.headers = []  # of the trailers
+        self.cycle = ResponseCycle(
+            scope=self.scope,
+            transport=self.order_transport,  # type: ignore[arg-type]
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self._start_asgi_task(self.cycle, self.app)
+
+    def _framing(self, version: str, fields: dict[bytes, bytes]) -> _Part:
+        """Return the part after the head. Raises `_MalformedRequest` for what a proxy in front could read otherwise."""
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if version not in _VERSIONS or hosts > 1 or (not hosts and version != "1.0"):
+            raise _MalformedRequest
+        if b"transfer-encoding" in fields:
+            if (
+                b"content-length" in fields
+                or names.count(b"transfer-encoding") > 1
+                or fields[b"transfer-encoding"].lower() != b"chunked"
+            ):
+                raise _MalformedRequest
+            self._chunks, self._turn, self._turn_events, self._idle_bytes = ChunkCounter(), TurnCounter(), 0, 0
+            return _Part.CHUNKED_BODY
+        self._body_left = int(fields.get(b"content-length", b"0"))
+        return _Part.SIZED_BODY if self._body_left else _Part.NONE
+
+    # -- body
+
+    def _parse_sized(self) -> bool:
+        size = min(self._body_left, len(self._buffer) - self._parsed)
+        self._body_left -= size
+        self._feed(self._parsed + size)
+        if not self._body_left:
+            self._complete_request()
+        return True
+
+    def _parse_chunks(self) -> bool:
+        """Parse the chunks of this turn.
+
+        The parser must not read beyond the end of the body, which it cannot be asked for: it is given the bytes up to
+        the next place where the end may be.
+        """
+        if self._turn.is_over:
+            self.hold(self._turn.start_next())
+            self._turn_events = 0
+            return False
+        buffer, start = self._buffer, self._parsed
+        events = EVENTS_PER_TURN - self._turn_events
+        end = len(buffer)
+        if buffer.count(b"\n", start, end) >= 2 * events:
+            end = min(end, start + _MIN_CHUNK * events)
+        found = buffer.find(_HEAD_END, max(0, start - len(_HEAD_END) + 1), end)
+        if found >= 0:
+            end = found + len(_HEAD_END)
+        self._idle_bytes += end - start
+        self._feed(end)
+        if self._is_complete:
+            self._complete_request()
+        elif self._idle_bytes > MAX_HEAD_BYTES or self._header_lines + len(self.headers) > MAX_HEADER_LINES:
+            raise _MalformedRequest
+        return True
+
+    def on_chunk_header(self) -> None:
+        self._is_chunk_start = True
+
+    def on_body(self, body: bytes) -> None:
+        if self._part is _Part.CHUNKED_BODY:
+            self._count_chunk(len(body))
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.waiting_for_100_continue = False
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def _count_chunk(self, size: int) -> None:
+        self._idle_bytes = 0
+        self._turn_events += 1
+        self._turn.add(size)
+        try:
+            self._chunks.add(size, is_start=self._is_chunk_start)
+        except TooManyPieces as error:
+            self._error = error
+            raise
+        self._is_chunk_start = False
+
+    def on_message_complete(self) -> None:
+        self._is_complete = True
+
+    def _complete_request(self) -> None:
+        """Let the application have the end of the body, or let the next request begin if it has answered already."""
+        cycle = self.cycle
+        if cycle.response_complete:
+            self._part = _Part.HEAD
+            return
+        self._part = _Part.NONE
+        cycle.more_body = False
+        cycle.message_event.set()
+
+    # -- responses
+
+    def on_response_complete(self) -> None:
+        """Start the next request, which may have been received already."""
+        self.complete_response()
+        if self.transport.is_closing() or self.is_lingering:
+            return
+        if self._part is _Part.CHUNKED_BODY:
+            self.linger()  # parsing the chunks would be work for nothing
+            return
+        if self._part is _Part.NONE:
+            self._part = _Part.HEAD
+            self.parse_more()
+        self.update_phase()
+
+    def linger(self) -> None:
+        super().linger()
+        self._buffer, self._parsed = b"", 0
+
+    def client_phase(self) -> Phase:
+        match self._part:
+            case _Part.NONE:
+                return Phase.SERVER
+            case _Part.HEAD:
+                has_begun = self.cycle is None or self._parsed < len(self._buffer)
+                return Phase.HEAD if has_begun else Phase.IDLE
+            case _:
+                return Phase.LEFTOVER if self.cycle.response_complete else Phase.BODY
+
+    def can_answer(self) -> bool:
+        if self._part is _Part.HEAD:
+            return self.cycle is None or self.cycle.response_complete
+        return not self.cycle.response_started
+
+    def is_continue_awaited(self) -> bool:
+        return bool(self.cycle.waiting_for_100_continue)
