@@ -5,7 +5,7 @@
 
 The path is that of the code: create (ordering), intent and response (tasks.steps.submit), callback (callbacks.receive),
 its processing (tasks.steps.callbacks), the image and the end (tasks.steps.download). Seven transactions; claims are
-batched and cheap. `python -m tests.benchmarks.postgres_paths` counts them, and measures the two
+batched and cheap. `python -m tests.benchmarks.engines.postgres_paths` counts them, and measures the two
 constants that depend on the machine: commits a second, and seconds of a processor per task.
 
 Not simulated: polling clients, references, failures of the provider, network latency.

@@ -1,21 +1,100 @@
-"""All of them, at sizes that take some minutes: `python -m tests.benchmarks`. Each command alone takes its sizes."""
+"""The benchmark of all paths: `python -m tests.benchmarks [--long] [--only P1,P7] [--rounds N]`.
+
+Each path starts its reference beside the broker, in the same run. Prints a table, and writes it as JSON; the table can
+be put into a document, between two marks.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
-from tests.benchmarks import hostile, intake, notify, postgres_paths, retention, simulation, waiters
+from tests.benchmarks.paths import PATHS
+from tests.benchmarks.results import Row, as_json, insert_between_marks, report, spread
+from tests.benchmarks.support.bench import Bench, Options
+from tests.benchmarks.support.machine import facts
+from tests.benchmarks.support.processes import ROOT
+
+BUILD: Final = ROOT / "build"
 
 
-async def main() -> None:
-    await postgres_paths.main(0.3, 300)
-    await notify.main(0.5)
-    await retention.main(10_000, 2.0)
-    await simulation.main(10.0)
-    await intake.main(3)
-    await hostile.main(4.0)
-    await waiters.main(1000)
+async def run_paths(bench: Bench, names: list[str]) -> list[Row]:
+    """Measure the paths one after the other. A path that fails has a row that says so."""
+    rows: list[Row] = []
+    for name in names:
+        began = time.monotonic()
+        bench.calibration.start_anew()
+        try:
+            measured = await PATHS[name](bench)
+        except Exception as error:  # the other paths go on
+            traceback.print_exc()
+            measured = [Row(path=name, what="failed", ours=None, note=f"{type(error).__name__}: {error}"[:300])]
+        cpu, disk = spread(bench.calibration.cpu), spread(bench.calibration.disk)
+        rows += [replace(row, cpu_spread=cpu, disk_spread=disk) for row in measured]
+        _say(f"{name}: {time.monotonic() - began:.0f} s")
+    return rows
+
+
+async def main(options: Options, names: list[str], json_file: Path, markdown: Path | None) -> int:
+    began = time.monotonic()
+    BUILD.mkdir(exist_ok=True)
+    root = Path(tempfile.mkdtemp(prefix="bench-", dir=BUILD))
+    try:
+        bench = Bench(options=options, root=root)
+        rows = await run_paths(bench, names)
+        machine = [*facts(root), _sizes(options), f"duration: {time.monotonic() - began:.0f} s"]
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    table = report(rows, machine)
+    sys.stdout.write(f"\n{table}\n\n")
+    _write(json_file, as_json(rows, machine))
+    if markdown is not None:
+        _insert(markdown, table)
+    return int(any(row.what == "failed" for row in rows))
+
+
+def _sizes(options: Options) -> str:
+    form = "long" if options.is_long else "short"
+    return f"{form} form, {options.rounds} rounds of {options.seconds:g} s: median (min – max)"
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, "utf-8")
+
+
+def _insert(document: Path, table: str) -> None:
+    _write(document, insert_between_marks(document.read_text("utf-8"), table))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("--only", default=",".join(PATHS), help="paths, separated by commas: P1,P7,hostile")
+    parser.add_argument("--long", action="store_true", help="all sizes as in the goals; takes an hour")
+    parser.add_argument("--rounds", type=int, help="3; in the long form 5")
+    parser.add_argument("--seconds", type=float, help="of each measurement: 1; in the long form 4")
+    parser.add_argument("--json", type=Path, default=BUILD / "bench.json")
+    parser.add_argument("--markdown", type=Path, help="document that gets the table, between its two marks")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    chosen = _parse()
+    sizes = Options(
+        rounds=chosen.rounds or (5 if chosen.long else 3),
+        seconds=chosen.seconds or (4.0 if chosen.long else 1.0),
+        is_long=chosen.long,
+    )
+    sys.exit(asyncio.run(main(sizes, chosen.only.split(","), chosen.json, chosen.markdown)))

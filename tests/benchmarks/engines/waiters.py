@@ -1,4 +1,4 @@
-"""Cost of a client that waits: `python -m tests.benchmarks.waiters [CLIENTS]`.
+"""Cost of a client that waits: `python -m tests.benchmarks.engines.waiters [CLIENTS]`.
 
 The clients wait for a task each, by a long poll or by the held answer of a synchronous dialect. The broker is a process
 of its own: its memory and its processor time while all wait, and the time from the commit that ends a task to the last
@@ -23,7 +23,7 @@ from anyio import to_thread
 
 from storage.sql.database import Stale
 from storage.states import TaskState
-from tests.benchmarks.measuring import Child, Side, cut, ms, say, table
+from tests.benchmarks.engines.measuring import Child, Side, cut, ms, say, table
 from tests.support.api import ApiBroker, open_api
 
 WAYS: Final = ("long poll", "held answer")
@@ -133,6 +133,6 @@ async def main(clients: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.waiters")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engines.waiters")
     parser.add_argument("clients", type=int, nargs="?", default=1000)
     asyncio.run(main(parser.parse_args().clients))

@@ -1,4 +1,4 @@
-"""Cost of accepting one image: `python -m tests.benchmarks.intake [rounds]`.
+"""Cost of accepting one image: `python -m tests.benchmarks.engines.intake [rounds]`.
 
 Pictures of 4096 x 4096 pixels in each format, and a JPEG at the pixel limit. Each is accepted into a local store by a
 process of its own; the memory is the growth of its peak, read from /proc (Linux).
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tests.benchmarks.measuring import Child, Side, mb, ms, say, table
+from tests.benchmarks.engines.measuring import Child, Side, mb, ms, say, table
 from tests.support import samples
 from tests.support.intake import IntakeHarness, stream
 
@@ -88,6 +88,6 @@ async def main(rounds: int, side: int = SIDE, largest: int = LARGEST) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.intake")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engines.intake")
     parser.add_argument("rounds", type=int, nargs="?", default=5)
     asyncio.run(main(parser.parse_args().rounds))

@@ -34,7 +34,7 @@ from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
-from tests.benchmarks.measuring import Side
+from tests.benchmarks.engines.measuring import Side
 from webhooks.verification import IncomingCallback
 
 AT_ONCE: Final = 32

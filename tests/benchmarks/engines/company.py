@@ -16,7 +16,7 @@ from typing import Final
 
 from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE_CHANNEL, Task, Tasks
-from tests.benchmarks.measuring import Side, task_id
+from tests.benchmarks.engines.measuring import Side, task_id
 
 POLLS: Final = 200
 CREATES: Final = 20

@@ -1,4 +1,4 @@
-"""Cost of deleting a day's tasks, also for concurrent polls and creates: `python -m tests.benchmarks.retention`.
+"""Cost of deleting a day's tasks, also for polls and creates: `python -m tests.benchmarks.engines.retention`.
 
 Three ways on copies of one Postgres database, in which as many tasks as you say have ended long enough ago:
 
@@ -28,8 +28,8 @@ from broker.bootstrap import load_settings, open_services
 from broker.clock import SystemClock
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
-from tests.benchmarks.company import CREATES, POLLS, Seen, keep_company
-from tests.benchmarks.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
+from tests.benchmarks.engines.company import CREATES, POLLS, Seen, keep_company
+from tests.benchmarks.engines.measuring import Child, Side, cut, interleaved, mb, ms, say, table, task_id
 from tests.support.servers.postgres import Postgres, running
 
 DAY: Final = 86_400.0
@@ -483,7 +483,7 @@ async def main(rows: int, calm: float, *, remembered: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.retention")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engines.retention")
     parser.add_argument("rows", type=int, nargs="?", default=1_000_000, help="ended tasks of a day")
     parser.add_argument("--calm", type=float, default=10.0, help="seconds of polls and creates before, for comparison")
     parser.add_argument("--first-day", action="store_true", help="no task has expired before")

@@ -1,4 +1,4 @@
-"""The paths every order takes through Postgres: `python -m tests.benchmarks.postgres_paths`.
+"""The paths every order takes through Postgres: `python -m tests.benchmarks.engines.postgres_paths`.
 
 What the broker's own code adds to the driver (a read, a claim, a create, beside bare asyncpg with the same statement),
 and whole lives of the engine without a network, in one and two processes, with SQLite beside them.
@@ -24,9 +24,9 @@ from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
-from tests.benchmarks.company import new_task
-from tests.benchmarks.lives import Counts, Upstream, live
-from tests.benchmarks.measuring import Child, interleaved, per_second, say, table
+from tests.benchmarks.engines.company import new_task
+from tests.benchmarks.engines.lives import Counts, Upstream, live
+from tests.benchmarks.engines.measuring import Child, interleaved, per_second, say, table
 from tests.support.servers.postgres import Postgres, running
 
 STORED: Final = 20_000
@@ -272,7 +272,7 @@ async def main(seconds: float, lives: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.postgres_paths")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engines.postgres_paths")
     parser.add_argument("seconds", type=float, nargs="?", default=1.0, help="per round")
     parser.add_argument("--lives", type=int, default=2000)
     chosen = parser.parse_args()

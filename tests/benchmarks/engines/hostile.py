@@ -1,4 +1,4 @@
-"""Latency of honest polls under hostile traffic in tiny pieces: `python -m tests.benchmarks.hostile`.
+"""Latency of honest polls under hostile traffic in tiny pieces: `python -m tests.benchmarks.engines.hostile`.
 
 One broker process, four hostile connections of one kind, and a client in a process of its own that polls a task at a
 steady rate. The hostile peers are clients of the broker, or the provider and its file server.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks.measuring import Child, Side, cut, ms, say, table
+from tests.benchmarks.engines.measuring import Child, Side, cut, ms, say, table
 from tests.support.faulty_http import Visit, head, serve
 from tests.support.process import Broker, environment, serving
 from tests.support.servers.ports import free_port

@@ -1,4 +1,4 @@
-"""Comparison of `scripts/simulate.py` with the real system: `python -m tests.benchmarks.simulation`.
+"""Comparison of `scripts/simulate.py` with the real system: `python -m tests.benchmarks.engines.simulation`.
 
 The same orders at the same times run through the real engine on Postgres (one process, and a provider double with a
 window and a concurrency limit), and through the simulation.
@@ -15,8 +15,8 @@ import asyncpg
 from scripts.simulate import Deployment, Simulation, percentile
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
-from tests.benchmarks.lives import Upstream, live
-from tests.benchmarks.measuring import Child, say, table
+from tests.benchmarks.engines.lives import Upstream, live
+from tests.benchmarks.engines.measuring import Child, say, table
 from tests.support.servers.postgres import running
 
 DEPLOYMENTS = {
@@ -71,6 +71,6 @@ async def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.simulation")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engines.simulation")
     parser.add_argument("seconds", type=float, nargs="?", default=40.0, help="for which orders come")
     asyncio.run(main(parser.parse_args().seconds))

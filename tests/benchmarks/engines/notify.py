@@ -1,4 +1,4 @@
-"""Cost of notifying other processes for the committing one: `python -m tests.benchmarks.notify`.
+"""Cost of notifying other processes for the committing one: `python -m tests.benchmarks.engines.notify`.
 
 Writers commit two statements each time, as a step of a task does, through `PostgresDatabase`; a second process's
 database listens. They notify never, or after the commit and batched (as the broker does), or with a NOTIFY as the
@@ -26,8 +26,8 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.pg_notify import CHANNEL
 from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE_CHANNEL, Tasks, task_channel
-from tests.benchmarks.company import new_task
-from tests.benchmarks.measuring import Child, Side, cut, interleaved, ms, per_second, say, table
+from tests.benchmarks.engines.company import new_task
+from tests.benchmarks.engines.measuring import Child, Side, cut, interleaved, ms, per_second, say, table
 from tests.support.servers.postgres import Postgres, running
 
 WRITERS: Final = (1, 8, 32)
@@ -210,6 +210,6 @@ async def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.notify")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engines.notify")
     parser.add_argument("seconds", type=float, nargs="?", default=3.0, help="per round")
     asyncio.run(main(parser.parse_args().seconds))
