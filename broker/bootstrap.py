@@ -175,6 +175,7 @@ async def open_services(
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
+        stack.push_async_callback(fetcher.aclose)
         agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
         stack.push_async_callback(agent_client.aclose)
         catalog = registry.load_catalog(extra_providers)

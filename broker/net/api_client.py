@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-    Mapping,
-    Sequence,
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from broker.errors import EgressBlocked, NotSent, ProviderError
+from broker.net.connection import HttpConnection, Origin
+from broker.net.connection_pool import ConnectionPool
+from broker.net.dialing import ConnectFailed, Dialer
+from broker.net.http_request import (
+    BASE_HEADERS,
+    FilePart,
+    HttpRequest,
+    InvalidHeader,
+    StreamedBody,
+    build_request,
+    encode_form,
+    encode_json,
+    quote_unsafe,
+    with_params,
 )
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from functools import cache
-from ssl import SSLContext, SSLError
-from typing import Any, Final, Literal, cast
-
-import httpcore
-import httpx
-
-from broker.errors import NotSent, ProviderError
-from broker.net.pieces import LimitedBackend, TooManyPieces, limited_chunks
-from broker.net.url_policy import redact_url
+from broker.net.pieces import TooManyPieces
+from broker.net.response_parser import HttpFailure
+from broker.net.url_policy import ParsedUrl, parse_url, redact_url
 from webhooks.strict_json import read_json
 
 CONNECT_SECONDS: Final = 10.0
 """Longest wait for a free connection, and again for DNS, TCP and TLS together."""
-
-KEEPALIVE_SECONDS: Final = 5.0
-"""Short, so that an order rarely uses a connection that the provider is about to close."""
 
 MAX_CONCURRENT_UPLOADS: Final = 4
 """A file is whole in memory while it is uploaded."""
@@ -40,7 +38,6 @@ MAX_CONCURRENT_UPLOADS: Final = 4
 MAX_ANSWER_BYTES: Final = 8 * 2**20
 """Longest response that is read as a whole."""
 MAX_JSON_DEPTH: Final = 64
-USER_AGENT: Final = "nano-banana-broker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +62,6 @@ class HttpResponse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedBody:
-    """A request body that is sent while it is produced."""
-
-    size: int
-    """Bytes of all chunks together."""
-    chunks: AsyncIterator[bytes]
-    """Raises `NotSent` if it cannot be completed: a server ignores half a body."""
-    media_type: str = "application/json"
-
-
-@dataclass(frozen=True, kw_only=True)
 class StreamedResponse:
     """A response whose body is still arriving; usable only inside the block that opened it."""
 
@@ -86,26 +72,14 @@ class StreamedResponse:
     """The body, once. Raises `ProviderError` beyond the limit that the request named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilePart:
-    """One file of a multipart form."""
-
-    name: str
-    filename: str
-    media_type: str
-    read: Callable[[], AsyncIterator[bytes]]
-    """Streams the content; called when an upload slot is free."""
-
-
 class ApiClient:
     """HTTP client for one provider's API, for the life of the process. The URL is the operator's, hence trusted."""
 
     def __init__(self, *, timeout: float, max_connections: int, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
         """timeout: seconds for request and response once connected. Redirects are returned like other responses."""
-        self._pool = _open_pool(max_connections)
-        # held for minutes, so they must not take the connections of other requests; the worker limits their number
-        self._streams = _open_pool(None)
-        self._slots = asyncio.Semaphore(max_connections)  # the pool's own queue slows down with its length
+        self._pool = ConnectionPool(Dialer())
+        # the worker limits the number of streams: they are held for minutes, and must not take the slots of requests
+        self._slots = asyncio.Semaphore(max_connections)
         self._upload_slots = asyncio.Semaphore(MAX_CONCURRENT_UPLOADS)
         self._timeout = timeout
         self._max_answer_bytes = max_answer_bytes
@@ -128,19 +102,26 @@ class ApiClient:
 
         Raises `NotSent` when no byte of the request can have left, `ProviderError` for every later failure.
         """
-        what = f"{method} {redact_url(url)}"
+        target = _Target.parse(method, url, params)
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        async with AsyncExitStack() as stack:
-            fields = None
-            if form or files:
-                await stack.enter_async_context(self._upload_slots)
-                fields = await _multipart_fields(form or {}, files)
-            all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
-            request = _build_request(what, method, url, all_headers, params=params or {}, json=json, files=fields)
-            await stack.enter_async_context(self._slot(what, min(seconds, CONNECT_SECONDS)))
-            sending = _send(what, self._pool, request, seconds=seconds, max_bytes=self._max_answer_bytes)
-            response = await stack.enter_async_context(sending)
-            return await read_response(response)
+        async with self._upload_slots if form or files else nullcontext():
+            if form or files:  # the content is whole in memory
+                contents = [(file, b"".join([chunk async for chunk in file.read()])) for file in files]
+                media_type, body = encode_form(form or {}, contents)
+            else:
+                media_type, body = "application/json", target.encode_json(json)
+            request = target.build(headers, body, media_type if body else None)
+            async with self._slot(target, min(seconds, CONNECT_SECONDS)):
+                connection = await self._connect(target, seconds)
+                try:
+                    with _provider_errors(target):
+                        async with asyncio.timeout(seconds):
+                            status, answer_headers = await _send(target, connection, request)
+                            chunks = _read_body(target, connection, self._max_answer_bytes)
+                            body = b"".join([chunk async for chunk in chunks])
+                            return HttpResponse(status=status, headers=answer_headers, body=body)
+                finally:
+                    self._pool.release(connection)
 
     @asynccontextmanager
     async def stream(
@@ -160,58 +141,87 @@ class ApiClient:
 
         Raises as `request` does, also for errors while the block reads.
         """
-        what = f"{method} {redact_url(url)}"
-        all_headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
-        if body is not None:
-            all_headers |= {"Content-Type": body.media_type, "Content-Length": str(body.size)}
-        content = None if body is None else body.chunks
-        request = _build_request(what, method, url, all_headers, params=params or {}, content=content)
-        async with _send(what, self._streams, request, seconds=timeout, max_bytes=max_bytes) as response:
-            yield response
+        target = _Target.parse(method, url, params)
+        request = target.build(headers, body or b"", None if body is None else body.media_type)
+        connection = await self._connect(target, timeout)
+        try:
+            with _provider_errors(target):
+                async with asyncio.timeout(timeout), aclosing(_read_body(target, connection, max_bytes)) as chunks:
+                    status, answer_headers = await _send(target, connection, request)
+                    yield StreamedResponse(status=status, headers=answer_headers, chunks=chunks)
+        finally:
+            self._pool.release(connection)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
-        await self._streams.aclose()
+
+    async def _connect(self, target: _Target, seconds: float) -> HttpConnection:
+        """Return a connection, to which nothing was sent yet."""
+        try:
+            return await self._pool.acquire(target.origin, min(seconds, CONNECT_SECONDS))
+        except ConnectFailed as error:
+            raise NotSent(f"{target}: no connection ({error})", at=error.at) from None
 
     @asynccontextmanager
-    async def _slot(self, what: str, seconds: float) -> AsyncGenerator[None]:
+    async def _slot(self, target: _Target, seconds: float) -> AsyncGenerator[None]:
         try:
             async with asyncio.timeout(seconds):
                 await self._slots.acquire()
         except TimeoutError:
-            raise NotSent(f"{what}: all connections are in use") from None
+            raise NotSent(f"{target}: all connections are in use") from None
         try:
             yield
         finally:
             self._slots.release()
 
 
-def _open_pool(max_connections: int | None) -> httpcore.AsyncConnectionPool:
-    """Return a bare pool: httpx.AsyncClient would keep cookies and log URLs with their queries."""
-    return httpcore.AsyncConnectionPool(
-        ssl_context=tls_context(),
-        max_connections=max_connections,
-        keepalive_expiry=KEEPALIVE_SECONDS,
-        network_backend=LimitedBackend(httpcore.AnyIOBackend()),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """Method and address of a request; its text, for messages, has no query."""
+
+    method: str
+    url: ParsedUrl
+
+    @classmethod
+    def parse(cls, method: str, url: str, params: Mapping[str, str] | None) -> _Target:
+        try:
+            parsed = parse_url(quote_unsafe(url))
+        except EgressBlocked as error:
+            raise NotSent(f"{method} {redact_url(url)}: {error}", permanent=True) from None
+        return cls(method=method, url=replace(parsed, target=with_params(parsed.target, params or {})))
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.url}"
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.url.scheme, self.url.host, self.url.port)
+
+    def encode_json(self, document: Any) -> bytes:
+        """Return the JSON of a body, none for None; raise `NotSent(permanent)` for what has no JSON."""
+        try:
+            return b"" if document is None else encode_json(document)
+        except ValueError:
+            raise NotSent(f"{self}: the request cannot be encoded", permanent=True) from None
+
+    def build(
+        self, headers: Mapping[str, str] | None, body: bytes | StreamedBody, media_type: str | None
+    ) -> HttpRequest:
+        """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was not sent."""
+        content_type = {} if media_type is None else {"Content-Type": media_type}
+        try:
+            return build_request(self.method, self.url, {**BASE_HEADERS, **content_type, **(headers or {})}, body)
+        except InvalidHeader as error:
+            raise NotSent(f"{self}: {error}", permanent=True) from None
 
 
-@asynccontextmanager
-async def _send(
-    what: str, pool: httpcore.AsyncConnectionPool, request: httpcore.Request, *, seconds: float, max_bytes: int
-) -> AsyncGenerator[StreamedResponse]:
-    connect = min(seconds, CONNECT_SECONDS)
-    request.extensions["timeout"] = {"pool": connect, "connect": connect, "read": seconds, "write": seconds}
-    with _provider_errors(what):
-        # Pool, TCP and TLS have their own, more specific time-outs; this one must not come before theirs.
-        async with asyncio.timeout(3 * connect + seconds) as deadline:
-            request.extensions["trace"] = _restart_when_sending(deadline, seconds)
-            async with (
-                aclosing(await pool.handle_async_request(request)) as response,
-                aclosing(_read_body(what, response, max_bytes)) as chunks,
-            ):
-                headers = dict(httpx.Headers(response.headers))
-                yield StreamedResponse(status=response.status, headers=headers, chunks=chunks)
+async def _send(target: _Target, connection: HttpConnection, request: HttpRequest) -> tuple[int, dict[str, str]]:
+    """Return the status and the headers of the response."""
+    response = await connection.send(request)
+    headers = response.header_map()
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError(f"{target}: the response is encoded although identity was requested")
+    return response.status, headers
 
 
 async def read_response(response: StreamedResponse) -> HttpResponse:
@@ -224,100 +234,21 @@ async def read_response(response: StreamedResponse) -> HttpResponse:
     return HttpResponse(status=response.status, headers=response.headers, body=bytes(body))
 
 
-async def _read_body(what: str, response: httpcore.Response, max_bytes: int) -> AsyncGenerator[bytes]:
-    if httpx.Headers(response.headers).get("content-encoding", "identity").lower() != "identity":
-        raise ProviderError(f"{what}: the response is encoded although identity was requested")
+async def _read_body(target: _Target, connection: HttpConnection, max_bytes: int) -> AsyncGenerator[bytes]:
     size = 0
-    async with aclosing(limited_chunks(response)) as parts:
-        async for part in parts:
-            size += len(part)
-            if size > max_bytes:
-                raise ProviderError(f"{what}: the response is longer than {max_bytes} bytes")
-            yield part
-
-
-def _build_request(
-    what: str,
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    *,
-    params: Mapping[str, str],
-    json: Any = None,
-    files: Sequence[tuple[str, Any]] | None = None,
-    content: AsyncIterator[bytes] | None = None,
-) -> httpcore.Request:
-    """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was certainly not sent."""
-    for name, value in headers.items():
-        # h11 would reject it too, but its message quotes the value: a key with a line break in it
-        if not value.isascii() or not value.isprintable():
-            raise NotSent(f"{what}: the header {name} has characters that headers cannot have", permanent=True)
-    try:
-        address = httpx.URL(url).copy_merge_params(params)
-        request = httpx.Request(method, address, headers=headers, json=json, files=files, content=content)
-    except (httpx.InvalidURL, ValueError):
-        raise NotSent(f"{what}: the request cannot be encoded", permanent=True) from None
-    if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 65536:
-        raise NotSent(f"{what}: the address needs http:// or https://, a host and a possible port", permanent=True)
-    return httpcore.Request(
-        request.method,
-        httpcore.URL(scheme=address.raw_scheme, host=address.raw_host, port=address.port, target=address.raw_path),
-        headers=request.headers.raw,
-        content=cast(AsyncIterable[bytes], request.stream),
-    )
-
-
-def _restart_when_sending(deadline: asyncio.Timeout, seconds: float) -> Callable[[str, Any], Awaitable[None]]:
-    """Start the time-out when the first byte leaves: read time-outs alone would let a response trickle endlessly."""
-
-    async def on_event(event: str, _: Any) -> None:
-        if event == "http11.send_request_headers.started":
-            deadline.reschedule(asyncio.get_running_loop().time() + seconds)
-
-    return on_event
+    while part := await connection.read():
+        size += len(part)
+        if size > max_bytes:
+            raise ProviderError(f"{target}: the response is longer than {max_bytes} bytes")
+        yield part
 
 
 @contextmanager
-def _provider_errors(what: str) -> Iterator[None]:
-    """Translate errors into "certainly not sent" and "unknown": only the first may be repeated at no cost."""
+def _provider_errors(target: _Target) -> Iterator[None]:
+    """Translate what happens once a byte may have left: the outcome is unknown, so a repetition may cost twice."""
     try:
         yield
-    except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout) as exc:
-        raise NotSent(f"{what}: no connection ({str(exc) or type(exc).__name__})", at=_failed_stage(exc)) from None
-    except (httpcore.TimeoutException, TimeoutError):
-        raise ProviderError(f"{what}: no complete response in time") from None
-    except httpcore.NetworkError:
-        raise ProviderError(f"{what}: the connection broke") from None
-    except TooManyPieces as exc:
-        raise ProviderError(f"{what}: {exc}") from None
-    except httpcore.ProtocolError:
-        raise ProviderError(f"{what}: the response is cut short or is not HTTP") from None
-
-
-def _failed_stage(error: BaseException) -> Literal["name", "connection", "tls", "time-out"]:
-    """Return the stage at which connecting failed: each has a cure of its own."""
-    if isinstance(error, httpcore.TimeoutException):
-        return "time-out"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            return "name"
-        if isinstance(cause, SSLError):
-            return "tls"
-        cause = cause.__cause__ or cause.__context__
-    return "connection"
-
-
-async def _multipart_fields(form: Mapping[str, str], files: Sequence[FilePart]) -> list[tuple[str, Any]]:
-    """Return what httpx encodes as multipart, text fields included: with `data=` alone it would send another type."""
-    fields: list[tuple[str, Any]] = [(name, (None, text.encode("utf-8", "replace"))) for name, text in form.items()]
-    for file in files:
-        content = b"".join([chunk async for chunk in file.read()])
-        fields.append((file.name, (file.filename, content, file.media_type)))
-    return fields
-
-
-@cache
-def tls_context() -> SSLContext:
-    """Return the one context of the process: reading the certificates takes 20 ms and some megabytes."""
-    return httpx.create_ssl_context(trust_env=False)
+    except TimeoutError:
+        raise ProviderError(f"{target}: no complete response in time") from None
+    except (HttpFailure, TooManyPieces) as error:
+        raise ProviderError(f"{target}: {error}") from None

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from broker.catalog import Wire
 from broker.errors import ProviderError
-from broker.net.api_client import StreamedBody, StreamedResponse, read_response
+from broker.net.api_client import StreamedResponse, read_response
+from broker.net.http_request import StreamedBody
 from broker.orders import Order
 from broker.providers.base import ResultSink
 from broker.providers.job_api import JobApi

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from broker.errors import NotSent
-from broker.net.api_client import StreamedBody
+from broker.net.http_request import StreamedBody
 from broker.orders import Reference
 
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Final
 
 from broker.catalog import Wire
 from broker.errors import FieldError, NotSent, ProviderError
-from broker.net.api_client import FilePart
 from broker.net.documents import parse_off_loop
+from broker.net.http_request import FilePart
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink

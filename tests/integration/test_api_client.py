@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from broker.errors import NotSent, ProviderError
-from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, FilePart, HttpResponse, StreamedBody
+from broker.net.api_client import MAX_CONCURRENT_UPLOADS, ApiClient, HttpResponse
+from broker.net.http_request import FilePart, StreamedBody
 from broker.net.url_policy import redact_url
 from tests.support.faulty_http import Script, Visit, answers, head, pieces, rst, sends, serve, silence
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import ssl
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ssl import SSLContext
-from typing import Any
+from typing import Any, cast
 
-import httpcore
+from tests.support.certificates import tls_ends
 
 PUBLIC = "93.184.216.34"
 
@@ -128,61 +129,71 @@ async def rst(visit: Visit) -> None:
 
 
 @dataclass
-class Network(httpcore.AsyncNetworkBackend):
-    """A network without connections: it records what was dialed, and answers from a list of prepared bytes.
+class Network:
+    """A network of socket pairs, to dial with: it records what was dialed, and answers with prepared bytes.
 
-    replies: the whole answer of each connection in turn; without any the connection is refused.
+    replies: the whole answer of each connection in turn; without any the connection is refused. Port 443 speaks TLS,
+    with a certificate that `tls` trusts.
     """
 
     replies: list[bytes] = field(default_factory=list)
     dialled: list[tuple[str, int]] = field(default_factory=list)
     tls_names: list[str | None] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
-    open: int = 0
+    _accepting: list[asyncio.Task[Any]] = field(default_factory=list)
+    _ends: list[asyncio.Future[None]] = field(default_factory=list)
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> httpcore.AsyncNetworkStream:
-        self.dialled.append((host, port))
+    @property
+    def tls(self) -> ssl.SSLContext:
+        return tls_ends().client
+
+    async def __call__(self, address: str, port: int) -> socket.socket:
+        self.dialled.append((address, port))
         if not self.replies:
-            raise httpcore.ConnectError("refused")
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
         self.sent.append(b"")
-        self.open += 1
-        return _Line(self, self.replies.pop(0))
+        self._ends.append(asyncio.get_running_loop().create_future())
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        line = _Line(self, self.replies.pop(0), self._ends[-1])
+        context = self._server_context() if port == 443 else None
+        accepting = asyncio.get_running_loop().connect_accepted_socket(lambda: line, theirs, ssl=context)
+        self._accepting.append(asyncio.ensure_future(accepting))
+        return ours
+
+    async def all_closed(self) -> None:
+        """Wait until the client has closed every connection."""
+        async with asyncio.timeout(5):
+            await asyncio.gather(*self._ends)
+
+    def _server_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls_ends().server_file)
+        context.sni_callback = lambda line, name, context: self.tls_names.append(name)
+        return context
 
 
-class _Line(httpcore.AsyncNetworkStream):
-    """A connection of `Network`: one reply, then the end."""
+class _Line(asyncio.Protocol):
+    """The far end of a connection of `Network`: one reply, then the end."""
 
-    def __init__(self, network: Network, reply: bytes) -> None:
+    def __init__(self, network: Network, reply: bytes, end: asyncio.Future[None]) -> None:
         self._network = network
         self._reply = reply
-        self._open = True
+        self._end = end
+        self._number = len(network.sent) - 1
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        reply, self._reply = self._reply[:max_bytes], self._reply[max_bytes:]
-        return reply
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._network.sent[-1] += buffer
+    def data_received(self, data: bytes) -> None:
+        self._network.sent[self._number] += data
+        if b"\r\n\r\n" in self._network.sent[self._number]:
+            self._transport.write(self._reply)
+            self._transport.close()
 
-    async def aclose(self) -> None:
-        self._network.open -= self._open
-        self._open = False
-
-    async def start_tls(
-        self, ssl_context: SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        self._network.tls_names.append(server_hostname)
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        return None
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end.set_result(None)
 
 
 @dataclass

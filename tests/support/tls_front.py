@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import os
 import ssl
 import sys
@@ -19,10 +17,8 @@ from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from anyio.from_thread import start_blocking_portal
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.certificates import make_certificate
 from tests.support.faulty_http import Visit
 
 
@@ -80,7 +76,7 @@ def tls_front(base_url: str, *, cuts: int = 0) -> Iterator[TlsFront]:
     """Run the proxy before a broker, in a thread of its own."""
     with tempfile.TemporaryDirectory() as folder, start_blocking_portal() as portal:
         certificate = Path(folder) / "certificate.pem"
-        certificate.write_bytes(_make_certificate())
+        certificate.write_bytes(make_certificate(["localhost"], ["127.0.0.1"]))
         front = TlsFront(upstream=urlsplit(base_url).netloc, certificate=certificate, cuts=cuts)
         with portal.wrap_async_context_manager(_serve(front)):
             yield front
@@ -126,26 +122,3 @@ async def _serve(front: TlsFront) -> AsyncIterator[None]:
     finally:
         server.close()
         await server.wait_closed()
-
-
-def _make_certificate() -> bytes:
-    """Return a key and its own certificate for this machine, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=12))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
-    return secret + certificate.public_bytes(pem)

@@ -23,7 +23,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from broker.errors import DownloadError, ProviderError
-from broker.net.api_client import StreamedBody
+from broker.net.http_request import StreamedBody
 from broker.orders import Order, Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink

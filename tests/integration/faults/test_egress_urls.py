@@ -194,7 +194,7 @@ async def outcome(fetcher: Fetcher, url: str) -> type[Exception] | None:
 async def test_payload_reaches_neither_name_server_nor_socket() -> None:
     """All are blocked by their spelling. Names would resolve and connections be counted: both stay unused."""
     network, names = Network(), Names()
-    fetcher = Fetcher(resolve=names, backend=network)
+    fetcher = Fetcher(resolve=names, dial=network, tls=network.tls)
     outcomes = {url: await outcome(fetcher, url) for url in PAYLOADS}
     assert len(outcomes) >= 600
     assert [url for url, what in outcomes.items() if what is not EgressBlocked] == []
@@ -238,7 +238,7 @@ def test_each_rule_blocks_a_url_that_breaks_no_other(url: str, reason: str) -> N
 async def test_ordinary_urls_are_dialed(url: str) -> None:
     """The counter-check: a policy that blocks everything would pass the table above."""
     network = Network()
-    assert await outcome(Fetcher(resolve=Names(), backend=network), url) is DownloadError
+    assert await outcome(Fetcher(resolve=Names(), dial=network, tls=network.tls), url) is DownloadError
     assert len(network.dialled) == 1
 
 
@@ -279,11 +279,14 @@ async def test_allowlisted_hosts_are_exempt_from_names_addresses_and_ports_only(
     http://u@minio:9000/x ftp://minio:9000/x http://x.cdn.internal/""".split()
     for url in good:
         network = Network()
-        assert await outcome(Fetcher(allow=allow, resolve=Names([["10.0.0.7"]]), backend=network), url) is DownloadError
+        assert (
+            await outcome(Fetcher(allow=allow, resolve=Names([["10.0.0.7"]]), dial=network, tls=network.tls), url)
+            is DownloadError
+        )
         assert len(network.dialled) == 1, url
         Fetcher(allow=allow).check_url(url)
     for url in bad:
-        assert await outcome(Fetcher(allow=allow, backend=Network()), url) is EgressBlocked, url
+        assert await outcome(Fetcher(allow=allow, dial=Network()), url) is EgressBlocked, url
 
 
 @pytest.mark.parametrize("entry", ["", "http://minio", "minio:x", "a@b", "minio:9000/x", "[::1", "*"])
@@ -294,7 +297,7 @@ def test_malformed_allowlist_entry_stops_the_start(entry: str) -> None:
 
 async def test_error_messages_hold_no_secret() -> None:
     """Neither the query of the URL nor the address of a name of our network."""
-    fetcher = Fetcher(resolve=Names([["10.11.12.13"]]), backend=Network())
+    fetcher = Fetcher(resolve=Names([["10.11.12.13"]]), dial=Network())
     for url in ["http://example.com/?sig=s3cret", "http://example.com:81/?sig=s3cret", "http://u:s3cret@example.com/"]:
         with pytest.raises(EgressBlocked) as caught:
             async with fetcher.open(url, max_bytes=1):
@@ -324,5 +327,7 @@ async def test_plain_client_reaches_the_canary() -> None:
 
 async def test_port_rule_blocks_other_ports() -> None:
     network = Network()
-    assert await outcome(Fetcher(resolve=Names(), backend=network, ports=range(65536)), "http://example.com:22/")
+    assert await outcome(
+        Fetcher(resolve=Names(), dial=network, tls=network.tls, ports=range(65536)), "http://example.com:22/"
+    )
     assert network.dialled == [("93.184.216.34", 22)]

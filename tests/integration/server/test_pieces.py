@@ -22,12 +22,12 @@ from broker.net.documents import MAX_INLINE_BYTES, parse_off_loop
 from broker.net.fetcher import Fetcher
 from broker.net.pieces import (
     EVENTS_PER_TURN,
-    MAX_INTERIM_RESPONSES,
     MAX_SMALL_CHUNKS,
     MIN_CHUNK_BYTES,
     PAUSE_SECONDS,
     TurnCounter,
 )
+from broker.net.response_parser import MAX_INTERIM_RESPONSES
 from tests.support.api import ApiBroker, open_api
 from tests.support.faulty_http import Network, Script, Visit, head, sends, serve
 from tests.support.http_parsers import connect
@@ -232,7 +232,8 @@ async def test_interim_responses_are_limited_on_a_connection_that_is_used_again(
 
 
 async def test_interim_responses_are_limited_over_tls() -> None:
-    fetcher = Fetcher(backend=Network(replies=[TOO_MANY_HINTS]))
+    network = Network([TOO_MANY_HINTS])
+    fetcher = Fetcher(dial=network, tls=network.tls)
     with pytest.raises(DownloadError, match="more than 16 interim responses"):
         await _download(fetcher, "https://93.184.216.34/")
 
@@ -240,7 +241,7 @@ async def test_interim_responses_are_limited_over_tls() -> None:
 async def test_other_tasks_run_between_the_chunks_of_a_response() -> None:
     """All of it has arrived at once, so that nothing else would interrupt the parser."""
     reply = head("200 OK", CHUNKED) + in_chunks(bytes(4000))
-    turns = await _turns_during(partial(_download, Fetcher(backend=Network(replies=[reply])), "http://93.184.216.34/"))
+    turns = await _turns_during(partial(_download, Fetcher(dial=Network([reply])), "http://93.184.216.34/"))
     assert turns >= 4000 // EVENTS_PER_TURN
 
 

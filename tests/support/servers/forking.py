@@ -86,14 +86,14 @@ def _import_commands() -> None:
     import broker.cli  # noqa: PLC0415
     from broker.client import async_client  # noqa: PLC0415
     from broker.i18n import Messages  # noqa: PLC0415
-    from broker.net import api_client  # noqa: PLC0415
+    from broker.net import dialing  # noqa: PLC0415
     from broker.providers.registry import load_catalog  # noqa: PLC0415
 
     for module in pkgutil.walk_packages(broker.cli.__path__, "broker.cli."):
         import_module(module.name)
     for name in ("broker.sandbox.server", "broker.server.uvicorn", "storage.sql.migrations"):
         import_module(name)
-    for read_file in (load_catalog, Messages.load, api_client.tls_context, async_client.tls_context):
+    for read_file in (load_catalog, Messages.load, dialing.tls_context, async_client.tls_context):
         read_file()
 
 
