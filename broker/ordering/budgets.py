@@ -60,6 +60,15 @@ class DailyBudget:
         amounts = {} if state is None else {"limit": state.limit_micros, "used": state.used_micros}
         return {name: micros / MICROS_PER_USD for name, micros in amounts.items()}
 
+    def check_priced(self, quotes: Sequence[Quote]) -> None:
+        """Raise `ApiError("quota_exceeded")` for orders of unknown price, which `reserve` takes for free ones."""
+        if self.limit_usd is not None and any(quote.max_house_usd is None for quote in quotes):
+            raise ApiError(
+                "quota_exceeded",
+                "The price of this order is not known, so it cannot be reserved in the daily budget "
+                "(BROKER_DAILY_BUDGET): choose a model and a provider with a price in GET /api/models.",
+            )
+
     async def check(self, owner: str, *quotes: Quote, at: float | None = None) -> None:
         """Raise `ApiError("quota_exceeded")`, with the time of reset, if orders with these quotes do not fit.
 
@@ -68,12 +77,7 @@ class DailyBudget:
         state = await self.read_state(at)
         if state is None:
             return
-        if any(quote.max_house_usd is None for quote in quotes):
-            raise ApiError(
-                "quota_exceeded",
-                "The price of this order is not known, so it cannot be reserved in the daily budget "
-                "(BROKER_DAILY_BUDGET): choose a model and a provider with a price in GET /api/models.",
-            )
+        self.check_priced(quotes)
         most = _most_micros(quotes)
         can_cost = f"This order can cost up to {_usd(most)} USD"
         left, whole = "less is", " of this broker"

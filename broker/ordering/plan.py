@@ -5,7 +5,7 @@ Every error of a request is reported, not only the first.
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,8 +22,8 @@ from broker.tasks.accounts.pools import ProviderAccounts
 MAX_IMAGES: Final = 10
 """Of one order, in the dialect that has most; the others have limits of their own."""
 MAX_CALLBACK_URL_CHARACTERS: Final = 2048
-ALLOWED_CONTROLS: Final = frozenset("\t\n\r")
-"""Control characters that occur in text."""
+_NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters that do not occur in text, and halves of surrogate pairs."""
 
 _Errors = Iterator[tuple[str, FieldError]]
 """Error codes with the field and the sentence."""
@@ -55,7 +55,8 @@ class Planner:
                 field="priority",
             )
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
-        order = replace(order, priority=request.priority, turns=request.turns)
+        if request.turns or request.priority != order.priority:
+            order = replace(order, priority=request.priority, turns=request.turns)
         usable = await self.accounts.find_usable(owner)
         routes = await self.routing.find_routes(
             owner,
@@ -135,9 +136,8 @@ def _prompt_errors(prompt: str, model: Model) -> _Errors:
     if len(prompt) > model.prompt_limit:
         text = f"The prompt has {len(prompt)} characters; {model.name} takes at most {model.prompt_limit}."
         yield _error("invalid_prompt", "prompt", text)
-    invalid = next((char for char in prompt if _is_invalid(char)), None)
-    if invalid is not None:
-        text = f"The prompt has a character that no text has (U+{ord(invalid):04X}): remove it."
+    if invalid := _NO_TEXT.search(prompt):
+        text = f"The prompt has a character that no text has (U+{ord(invalid[0]):04X}): remove it."
         yield _error("invalid_prompt", "prompt", text)
 
 
@@ -169,7 +169,3 @@ def _choice_errors(params: ImageParams, model: Model) -> _Errors:
 
 def _error(code: str, name: str, message: str) -> tuple[str, FieldError]:
     return code, FieldError(field=name, message=message)
-
-
-def _is_invalid(char: str) -> bool:
-    return unicodedata.category(char) in {"Cc", "Cs"} and char not in ALLOWED_CONTROLS

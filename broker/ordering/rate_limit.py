@@ -23,10 +23,13 @@ class RateLimiter:
     usage: RateLimits
     per_minute: int
 
-    async def check_allowance(self, caller: str, count: int) -> None:
-        """Raise `ApiError("rate_limited")`, with the seconds to wait, if `count` more images exceed the limit."""
+    def check_count(self, count: int) -> None:
+        """Raise `ApiError("rate_limited")` if `count` images are more than the limit, which `acquire` does not see."""
         if count > self.per_minute:
             raise ApiError("rate_limited", f"At most {self.per_minute} images can be ordered at once: order fewer.")
+
+    async def check_allowance(self, caller: str, count: int) -> None:
+        """Raise `ApiError("rate_limited")`, with the seconds to wait, if `count` more images exceed the limit."""
         now, usage = self.clock.now(), await self.usage.get(caller)
         if usage is None or not usage.is_current(now) or usage.used + count <= self.per_minute:
             return

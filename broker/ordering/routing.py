@@ -115,6 +115,8 @@ class OrderRouter:
         Of an order that was created, all that do not fit in what it has reserved.
         Accounts of the owner's own cost the operator nothing, so they always fit.
         """
+        if len(able) == 1 and reserved is None:
+            return {}  # nothing to choose; whether it fits is decided when the order is created
         lefts = await self._read_lefts(owner)
         if reserved is not None:
             lefts = {name: reserved[name] for name in lefts if name in reserved}

@@ -12,23 +12,20 @@ from broker.errors import ApiError
 from broker.logs import log
 from broker.metrics import Metrics
 from broker.ordering.answers import OpenAnswer, OpenAnswers
-from broker.ordering.budgets import DailyBudget
 from broker.ordering.drafts import (
     BatchDetails,
     Continuation,
     OrderWriting,
     PlannedOrder,
     TaskBase,
-    TaskShares,
     build_tasks,
     combined_fingerprint,
     naming_order,
     request_fingerprint,
 )
 from broker.ordering.idempotency import FoundRecord, Idempotency
+from broker.ordering.limits import OrderLimits
 from broker.ordering.plan import Planner
-from broker.ordering.quotas import OrderNeeds, OwnerQuotas
-from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
 from broker.orders import (
     PRIORITIES,
@@ -84,9 +81,7 @@ class OrderService:
     references: ReferenceIntake
     idempotency: Idempotency
     answers: OpenAnswers
-    limiter: RateLimiter
-    quotas: OwnerQuotas
-    budget: DailyBudget
+    limits: OrderLimits
     callback_url: Callable[[str, str, int], str | None]
     """(provider, task, attempt) → the address that the provider calls."""
     image_base: Callable[[], str | None]
@@ -115,9 +110,9 @@ class OrderService:
 
         The first one says how the request is identified. details: of a batch of different orders. continuation: what
         a single order continues.
-        1. Find the idempotency record. 2. Check the rate limit, quotas, budget and callback URLs. 3. Store the
-        references. 4. Write tasks, references, record, rate usage and reservations in one transaction. Raises
-        `ApiError`; then nothing is left.
+        1. Find the idempotency record. 2. Where work precedes the transaction, check the limits, then the callback
+        URLs. 3. Store the references. 4. Write tasks, references, record, rate usage and reservations in one
+        transaction. Raises `ApiError`; then nothing is left.
         """
         found = await self._find_record(caller, orders, details)
         record, answer = (found.record, found.answer) if found else (None, None)
@@ -142,7 +137,8 @@ class OrderService:
     ) -> CreatedTasks:
         if continuation is not None:
             orders = [await continuation.complete(caller, order) for order in orders]
-        checking = self._check_limits(caller, [order.plan.quote for order in orders])
+        quotes, has_work = [order.plan.quote for order in orders], _has_work_before(orders, details)
+        checking = self.limits.check_order(caller, quotes) if has_work else self.limits.check_possible(quotes)
         if (repeated := await self._refused_repeat(record, checking)) is not None:
             return repeated
         await self._check_callback_urls(orders, details)
@@ -157,13 +153,13 @@ class OrderService:
                 orders,
                 references,
                 base=TaskBase(caller=caller, batch=batch, created_at=now, due_at=due_at, deadline_at=deadline_at),
-                shares_of_task=partial(self._shares_of_task, caller),
+                shares_of_task=partial(self.limits.shares_of_task, caller),
             )
             writing = OrderWriting(
                 tasks=tasks,
                 references=[image for images in references for image in images],
                 record=replace(record, batch=batch) if record else None,
-                quotes=[order.plan.quote for order in orders],
+                quotes=quotes,
                 details=details,
                 continuation=continuation,
             )
@@ -182,17 +178,6 @@ class OrderService:
                 await continuation.begin(created.tasks)
         return created
 
-    async def _check_limits(
-        self, caller: str, quotes: Sequence[Quote], needs: OrderNeeds | None = None, at: float | None = None
-    ) -> None:
-        """Raise `ApiError` for an order that does not fit.
-
-        needs: without them, the sizes of its references are not known yet. at: when it is created, now if None.
-        """
-        await self.limiter.check_allowance(caller, sum(quote.count for quote in quotes))
-        await self.quotas.check_order(caller, needs or OrderNeeds.from_quotes(quotes, 0), at=at)
-        await self.budget.check(caller, *quotes, at=at)
-
     async def _refused_repeat(self, record: IdempotencyRecord | None, checking: Awaitable[None]) -> CreatedTasks | None:
         """Return None if a check passes. If not, return the tasks of an equal request that was quicker, or raise.
 
@@ -205,10 +190,6 @@ class OrderService:
                 raise
             return repeated
         return None
-
-    def _shares_of_task(self, caller: str, quote: Quote) -> TaskShares:
-        images, micros = self.quotas.shares_of_task(caller, quote)
-        return TaskShares(reserved=self.budget.share_of_task(quote), owner_images=images, owner_micros=micros)
 
     async def _check_callback_urls(self, orders: Sequence[PlannedOrder], details: BatchDetails | None) -> None:
         urls = [order.request.callback_url for order in orders] + [*(details.callback_urls if details else ())]
@@ -237,8 +218,7 @@ class OrderService:
 
         Reference images that were sent are validated and not stored; those at an address are not downloaded.
         """
-        await self.quotas.check_order(caller, OrderNeeds.from_quotes([plan.quote], 0))
-        await self.budget.check(caller, plan.quote)
+        await self.limits.check_quota(caller, [plan.quote])
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(caller, request, plan.order.params.model)
         order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
@@ -307,7 +287,7 @@ class OrderService:
                     return repeated
                 if await self.tasks.get(tasks[0].id) is not None:
                     break  # the connection broke after the commit, and the second run was rejected
-                checking = self._check_limits(tasks[0].caller, writing.quotes, writing.needs, tasks[0].created_at)
+                checking = self.limits.check_order(tasks[0].caller, writing.quotes, writing.needs, tasks[0].created_at)
                 if (repeated := await self._refused_repeat(record, checking)) is not None:
                     return repeated
                 if writing.continuation is not None:
@@ -330,9 +310,7 @@ class OrderService:
         first = writing.tasks[0]
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(writing.record)] if writing.record else []
-        statements.append(self.limiter.acquire(first.caller, len(writing.tasks)))
-        statements += await self.quotas.reserve_order(first.caller, writing.needs, first.created_at)
-        statements += self.budget.reserve(writing.quotes, first.created_at)
+        statements += await self.limits.reserve_order(writing)
         statements += [self.tasks.insert_task(task) for task in writing.tasks]
         statements += [self.images.insert_image(reference) for reference in writing.references]
         if writing.details is not None:
@@ -353,6 +331,11 @@ class OrderService:
         if not tasks:
             raise ApiError("task_expired", "This Idempotency-Key was used for a task that is deleted. Use a new key.")
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
+
+
+def _has_work_before(orders: Sequence[PlannedOrder], details: BatchDetails | None) -> bool:
+    """Return whether references are stored or addresses are looked up before the transaction."""
+    return details is not None or any(order.request.sources or order.request.callback_url for order in orders)
 
 
 def _route_document(route: Route) -> dict[str, Any]:

@@ -62,6 +62,6 @@ def make_conversations(
         planner=orders.planner,
         release=release,
         deleter=deletion,
-        read_pin_limit=orders.quotas.read_pin_limit,
+        read_pin_limit=orders.limits.quotas.read_pin_limit,
     )
     return ConversationParts(service=service, keeper=TurnKeeper(turns=tables.turns, release=release, deleter=deletion))

@@ -24,6 +24,7 @@ from broker.ordering.budgets import DailyBudget
 from broker.ordering.files import FileService
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.own_images import OwnImages
+from broker.ordering.limits import OrderLimits
 from broker.ordering.plan import Planner
 from broker.ordering.pricing import PriceTable
 from broker.ordering.quotas import OwnerQuotas
@@ -255,11 +256,13 @@ class Services(AccountServices):
             ),
             idempotency=Idempotency(clock=self.clock, records=self.tables.idempotency, answers=self.answers),
             answers=self.answers,
-            limiter=RateLimiter(
-                clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
+            limits=OrderLimits(
+                limiter=RateLimiter(
+                    clock=self.clock, usage=self.tables.rate_limits, per_minute=self.settings.rate_per_minute
+                ),
+                quotas=self.quotas,
+                budget=self.budget,
             ),
-            quotas=self.quotas,
-            budget=self.budget,
             callback_url=self.callback_url,
             image_base=lambda: self.address.base,
             metrics=self.metrics,

@@ -59,6 +59,11 @@ class ProviderKeys:
         sql = "SELECT * FROM provider_keys WHERE owner = :owner AND provider = :provider AND retired_at IS NULL"
         return await fetch_one_as(self.database, ProviderKey, sql, owner=owner, provider=provider)
 
+    async def has_active(self, owner: str) -> bool:
+        """Return whether an owner has a key: most have none, and each order asks."""
+        sql = "SELECT 1 AS found FROM provider_keys WHERE owner = :owner AND retired_at IS NULL LIMIT 1"
+        return await self.database.fetch_one(sql, owner=owner) is not None
+
     async def list_active(self, owner: str) -> list[ProviderKey]:
         sql = "SELECT * FROM provider_keys WHERE owner = :owner AND retired_at IS NULL ORDER BY provider"
         return await fetch_as(self.database, ProviderKey, sql, owner=owner)

@@ -69,7 +69,7 @@ class ProviderAccounts:
 
     async def find_own(self, owner: str) -> Mapping[str, Provider]:
         """Return the accounts of an owner with which orders can be submitted, in the order of preference."""
-        if not is_private(owner):
+        if not is_private(owner) or not await self.keys.has_active(owner):
             return {}
         found: dict[str, Provider] = {}
         for row in await self.keys.list_active(owner):
