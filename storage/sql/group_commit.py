@@ -27,6 +27,7 @@ from storage.sql.row_changes import ChangedRows, RowRecorder
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
 
 MAX_WRITES_PER_COMMIT = 256
+"""No further writes are added to a group of so many."""
 CHECKPOINT_PAGES = 1000
 """Pages in the log after which a commit copies them into the database."""
 LAST_LOOK_SECONDS = 0.25
@@ -71,8 +72,9 @@ class GroupCommitWriter:
         self._reserve = DiskReserve(path.with_name(path.name + "-reserve"))
         self._spends_reserve = spends_reserve
         self._may_write_all = True
-        self._queue: SimpleQueue[Write | None] = SimpleQueue()
-        self._unfinished: set[asyncio.Future[list[Outcome]]] = set()
+        self._queue: SimpleQueue[list[Write] | None] = SimpleQueue()
+        self._submitted: list[Write] = []
+        self._unfinished = 0
 
     async def open(self) -> None:
         """Connect, and start the thread. Raises what `connect` raises."""
@@ -90,28 +92,35 @@ class GroupCommitWriter:
     def submit(
         self, statements: Sequence[Statement], after_commit: Callable[[], None]
     ) -> asyncio.Future[list[Outcome]]:
-        """Hand in a transaction. The write goes on when the caller stops waiting: await the future behind a shield."""
+        """Hand in a transaction. The write goes on when the caller stops waiting, and cancels the future."""
         done: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        self._unfinished.add(done)
-        done.add_done_callback(self._unfinished.discard)
-        self._queue.put(Write(statements=statements, done=done, after_commit=after_commit))
+        if not self._submitted:  # one wake-up of the thread for all writes of one turn of the loop
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(Write(statements=statements, done=done, after_commit=after_commit))
+        self._unfinished += 1
         return done
 
     async def flush(self) -> None:
         """Wait until all that was handed in so far is written or has failed."""
         if self._unfinished:
-            await asyncio.wait(set(self._unfinished))
+            await asyncio.wait({self.submit((), lambda: None)})  # the last one in the queue
 
     async def close(self) -> None:
         """Write all that was handed in, then end the thread."""
+        self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    def _hand_over(self) -> None:
+        submitted, self._submitted = self._submitted, []
+        for start in range(0, len(submitted), MAX_WRITES_PER_COMMIT):
+            self._queue.put(submitted[start : start + MAX_WRITES_PER_COMMIT])
 
     # -- in the thread
 
     def _run(self, connection: sqlite3.Connection) -> None:
         with closing(connection):
-            while group := self._next_group(connection):
+            while group := self._next_group():
                 results = self._write_to_opened_files(connection, group)
                 self._report(group, results)
 
@@ -156,25 +165,25 @@ class GroupCommitWriter:
     def _may_use_reserve(self, write: Write) -> bool:
         return self._spends_reserve or any(statement.may_use_reserve for statement in write.statements)
 
-    def _next_group(self, connection: sqlite3.Connection) -> list[Write]:
+    def _next_group(self) -> list[Write]:
         """Wait for a write and take all others that are there; empty when the writer is closed."""
         group: list[Write] = []
-        item = self._next_write(connection)
+        writes = self._next_writes()
         with suppress(Empty):
-            while item is not None:
-                group.append(item)
-                if len(group) == MAX_WRITES_PER_COMMIT:
+            while writes is not None:
+                group += writes
+                if len(group) >= MAX_WRITES_PER_COMMIT:
                     return group
-                item = self._queue.get_nowait()
+                writes = self._queue.get_nowait()
             self._queue.put(None)  # closed: write this group first, then end at the second look
         return group
 
-    def _next_write(self, connection: sqlite3.Connection) -> Write | None:
-        """Wait for a write; if none comes soon, look once for commits of other processes after the last own one."""
+    def _next_writes(self) -> list[Write] | None:
+        """Wait for writes; if none come soon, look once for commits of other processes after the last own one."""
         with suppress(Empty):
             return self._queue.get(timeout=LAST_LOOK_SECONDS)
         with suppress(sqlite3.Error):
-            if self.recorder.look(connection):
+            if self.recorder.look():
                 self._report((), ())
         return self._queue.get()
 
@@ -182,31 +191,39 @@ class GroupCommitWriter:
 
     def _finish_group(self, group: Sequence[Write], results: Sequence[Result], changed: ChangedRows) -> None:
         self._on_changes(changed)
+        self._unfinished -= len(group)
         for write, result in zip(group, results, strict=True):
+            if not isinstance(result, Exception):
+                write.after_commit()
+            if write.done.cancelled():
+                continue
             if isinstance(result, Exception):
                 write.done.set_exception(result)
             else:
-                write.after_commit()
                 write.done.set_result(result)
 
 
 def _commit_together(connection: sqlite3.Connection, group: Sequence[Write], recorder: RowRecorder) -> Sequence[Result]:
-    """Run every write in a savepoint of its own, and commit all of them with one fsync."""
-    results: list[Result] = []
-    connection.execute("BEGIN IMMEDIATE")
-    recorder.begin(connection)
+    """Commit all writes with one fsync; with a savepoint each, two statements more, only after one has failed."""
     try:
-        for write in group:
-            connection.execute("SAVEPOINT one")
-            try:
-                results.append([_run_statement(connection, statement) for statement in write.statements])
-            except Exception as error:  # fails this write alone
-                if not connection.in_transaction:  # a full disk rolls the whole transaction back
-                    raise
-                connection.execute("ROLLBACK TO one")
-                results.append(error)
-            connection.execute("RELEASE one")
-        connection.execute("COMMIT")
+        return _commit(connection, group, recorder, _run_write)
+    except Exception as error:
+        if len(group) == 1 or (isinstance(error, sqlite3.Error) and (is_busy(error) or is_full(error))):
+            raise
+        return _commit(connection, group, recorder, _run_write_in_savepoint)
+
+
+def _commit(
+    connection: sqlite3.Connection,
+    group: Sequence[Write],
+    recorder: RowRecorder,
+    run: Callable[[sqlite3.Connection, Write], Result],
+) -> Sequence[Result]:
+    connection.execute("BEGIN IMMEDIATE")
+    recorder.begin()
+    try:
+        results = [run(connection, write) for write in group]
+        connection.commit()  # without the GIL once, and not for each step of an `execute`
     except BaseException:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
@@ -216,8 +233,27 @@ def _commit_together(connection: sqlite3.Connection, group: Sequence[Write], rec
     return results
 
 
+def _run_write_in_savepoint(connection: sqlite3.Connection, write: Write) -> Result:
+    """Run one write; return the error of one that fails alone."""
+    connection.execute("SAVEPOINT one")
+    result: Result
+    try:
+        result = _run_write(connection, write)
+    except Exception as error:
+        if not connection.in_transaction:  # a full disk rolls the whole transaction back
+            raise
+        connection.execute("ROLLBACK TO one")
+        result = error
+    connection.execute("RELEASE one")
+    return result
+
+
+def _run_write(connection: sqlite3.Connection, write: Write) -> list[Outcome]:
+    return [_run_statement(connection, statement) for statement in write.statements]
+
+
 def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outcome:
-    cursor = connection.execute(statement.sql, dict(statement.params))
+    cursor = connection.execute(statement.sql, statement.params)
     rows = to_dicts(cursor.fetchall()) if cursor.description else ()
     count = len(rows) if cursor.description else cursor.rowcount
     if statement.must_change and count == 0:

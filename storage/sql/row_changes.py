@@ -42,22 +42,28 @@ class RowRecorder:
     def attach(self, connection: sqlite3.Connection) -> None:
         """Define the function that the trigger calls."""
         connection.create_function(RECORD_FUNCTION, 1, self._ids.add)
-        self._version = _data_version(connection)
+        self._cursor = connection.cursor()
+        self._cursor.row_factory = None
+        self._version = self._read_version()
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def begin(self) -> None:
         """Note that a transaction has begun and no other process can commit until it ends."""
         self.begun += 1
-        self.look(connection)
+        self.look()
 
     def finish(self) -> None:
         self.finished += 1
 
-    def look(self, connection: sqlite3.Connection) -> bool:
+    def look(self) -> bool:
         """Note commits of other processes; return whether there are any to report."""
-        version = _data_version(connection)
+        version = self._read_version()
         self._is_foreign = self._is_foreign or version != self._version
         self._version = version
         return self._is_foreign
+
+    def _read_version(self) -> int:
+        version: int = next(self._cursor.execute(_READ_VERSION))[0]
+        return version
 
     def take(self) -> ChangedRows:
         """Return what was recorded since the last call, undone changes included."""
@@ -125,10 +131,3 @@ def trigger_statements(table: str, columns: Collection[str]) -> tuple[str, ...]:
         f"CREATE TEMP TRIGGER {table}_updated AFTER UPDATE OF {names} ON {table} {record}",
         f"CREATE TEMP TRIGGER {table}_deleted AFTER DELETE ON {table} {record}",
     )
-
-
-def _data_version(connection: sqlite3.Connection) -> int:
-    cursor = connection.cursor()
-    cursor.row_factory = None
-    version: int = next(cursor.execute(_READ_VERSION))[0]
-    return version

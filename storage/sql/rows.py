@@ -41,7 +41,8 @@ def _set_text(names: tuple[str, ...]) -> str:
 def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping[str, str] | None = None) -> Statement:
     """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions."""
     return Statement(
-        sql=_insert_text(table, type(row), conflict, tuple((computed or {}).items())), params=to_columns(vars(row))
+        sql=_insert_text(table, cast("Any", type(row)), conflict, tuple((computed or {}).items())),
+        params=to_columns(vars(row)),
     )
 
 
@@ -61,7 +62,7 @@ _encode_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _to_column(value: Any) -> Any:
-    return _writer(type(value))(value)
+    return _writer(cast("Any", type(value)))(value)
 
 
 @lru_cache
@@ -76,7 +77,7 @@ def _writer(kind: type) -> Callable[[Any], Any]:
 
 def from_row(kind: type[T], row: Row) -> T:
     """Return the row as a dataclass that has a field for each column of interest."""
-    names, readers = _readers(kind)
+    names, readers = _readers(cast("Any", kind))
     values = {name: row[name] for name in names}
     for name, read in readers:
         values[name] = read(values[name])

@@ -101,8 +101,7 @@ class SqliteDatabase:
         if not statements:
             return []
         try:
-            write = self._writer.submit(statements, after_commit=partial(self._channels.notify, *wake))
-            return await asyncio.shield(write)
+            return await self._writer.submit(statements, after_commit=partial(self._channels.notify, *wake))
         except sqlite3.Error as error:
             raise storage_error(error) from error
 
