@@ -33,12 +33,8 @@ class ChunkCounter:
         """Count a chunk, or a later part of one. size: bytes. Raises `TooManyPieces`."""
         self.count += is_start
         self._bytes += size
-<<<<<<< HEAD
-        ended = self._chunks - 1  # the rest of the last one may be on its way
-        if self._chunks > MAX_SMALL_CHUNKS and self._bytes < ended * MIN_CHUNK_BYTES:
-=======
-        if self.count > MAX_SMALL_CHUNKS and self._bytes < self.count * MIN_CHUNK_BYTES:
->>>>>>> f3d8c24 (Speak HTTP to providers over connections of our own)
+        ended = self.count - 1  # the rest of the last one may be on its way
+        if self.count > MAX_SMALL_CHUNKS and self._bytes < ended * MIN_CHUNK_BYTES:
             raise TooManyPieces(
                 f"more than {MAX_SMALL_CHUNKS:,} chunks of less than {MIN_CHUNK_BYTES} bytes on average"
             )
