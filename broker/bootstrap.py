@@ -19,6 +19,7 @@ from broker.errors import SettingsError, unusable_folder
 from broker.logs import log
 from broker.monitoring.database_files import watch_database_files
 from broker.monitoring.loop_lag import measure_loop_lag
+from broker.monitoring.process_sums import ReadSums
 from broker.net.api_client import ApiClient
 from broker.net.fetcher import Fetcher
 from broker.net.hosts import local_base_url
@@ -153,6 +154,7 @@ async def open_services(
     extra_providers: Sequence[ProviderPackage] = (),
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     extra_dialects: Sequence[Callable[[Services], Any]] = (),
+    read_sums: ReadSums | None = None,
 ) -> AsyncIterator[Services]:
     """Open the system; everything is closed on the way out.
 
@@ -162,6 +164,7 @@ async def open_services(
     free_floor: bytes that images leave free on the disk; 0 for a process that frees some.
     extra_providers: packages beside those of the registry; `settings` must have been loaded with them.
     extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
+    read_sums: reads the metrics of all processes of a supervisor; None if this process is the only one.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -195,6 +198,7 @@ async def open_services(
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
             extra_dialects=tuple(extra_dialects),
+            read_sums=read_sums,
         )
         stack.push_async_callback(services.thumbnails.aclose)
         stack.push_async_callback(services.answers.aclose)

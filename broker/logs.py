@@ -29,21 +29,24 @@ _KEPT_DAYS: Final = 7
 _Event = MutableMapping[str, Any]
 
 
-def configure_logging(level: str, form: str, folder: Path | None) -> None:
+def configure_logging(level: str, form: str, folder: Path | None, *, process: int | None = None) -> None:
     """Log to standard error, and with a folder also to `app.log` there: a new file each midnight, seven kept.
 
-    form: `console` for people, `json` for machines.
+    form: `console` for people, `json` for machines. process: number of one of several processes; it is in every line,
+    and its file is `app-1.log`, because two processes cannot rotate one file.
     """
+    name = "app.log" if process is None else f"app-{process}.log"
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         handlers.append(
             logging.handlers.TimedRotatingFileHandler(
-                folder / "app.log", when="midnight", backupCount=_KEPT_DAYS, encoding="utf-8", utc=True
+                folder / name, when="midnight", backupCount=_KEPT_DAYS, encoding="utf-8", utc=True
             )
         )
     for handler in handlers:
-        handler.setFormatter(_LineFormatter(form, colors=handler is handlers[0] and sys.stderr.isatty()))
+        colors = handler is handlers[0] and sys.stderr.isatty()
+        handler.setFormatter(_LineFormatter(form, colors=colors, process=process))
     root = logging.getLogger()
     root.handlers[:] = handlers
     lowest = logging.getLevelName(level.upper())
@@ -124,12 +127,16 @@ def _now() -> str:
 class _LineFormatter(logging.Formatter):
     """Renders lines of ours, and those of libraries in the same form."""
 
-    def __init__(self, form: str, *, colors: bool) -> None:
+    def __init__(self, form: str, *, colors: bool, process: int | None) -> None:
         super().__init__()
+        self._process = process
         self._render = _json_line if form == "json" else _colored_line() if colors else _plain_line
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._render(record.msg if isinstance(record.msg, dict) else self._foreign_event(record))
+        event = record.msg if isinstance(record.msg, dict) else self._foreign_event(record)
+        if self._process is not None:
+            event["process"] = self._process
+        return self._render(event)
 
     def _foreign_event(self, record: logging.LogRecord) -> _Event:
         event: _Event = {"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
@@ -19,9 +18,8 @@ from broker.settings import Settings
 
 
 @asynccontextmanager
-async def open_system(settings: Settings, sock: socket.socket) -> AsyncIterator[Services]:
-    """Open the system for the port of `sock`, with a sandbox if there is no provider key."""
-    port = socket_port(sock)
+async def open_system(settings: Settings, port: int) -> AsyncIterator[Services]:
+    """Open the system for a port, with a sandbox if there is no provider key."""
     if settings.webhook_base_url:
         check_configured(settings.webhook_base_url)  # checked although the sandbox does not need it
     if not settings.sandboxed:
@@ -41,7 +39,7 @@ async def run_embedded_broker(settings: Settings) -> AsyncIterator[tuple[Service
     settings = settings.model_copy(update={"host": LOOPBACK})
     with closing(bind_socket(LOOPBACK, 0)) as sock:
         async with (
-            open_system(settings, sock) as services,
+            open_system(settings, socket_port(sock)) as services,
             running_server(services, sock),
             make_client(local_base_url(LOOPBACK, socket_port(sock)), settings, first_key(settings)) as client,
         ):

@@ -17,6 +17,7 @@ from broker.cache import TtlCache
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.monitoring.balance import BalanceMonitor
+from broker.monitoring.process_sums import ReadSums, SummedRegistry
 from storage.limits.provider_limits import AccountLoad, Circuit
 from storage.states import ACTIVE_STATES, FINAL_STATES, TaskState
 from storage.tables import Tables
@@ -48,8 +49,11 @@ class DatabaseCollector:
     """Returns limit and used part of the daily budget in USD by name; empty without one."""
     steps_running: Callable[[], int]
     """Returns the number of steps in progress in this process."""
+    read_sums: ReadSums | None = None
+    """None if this process is the only one of its machine."""
 
     def __post_init__(self) -> None:
+        self.metrics.steps_running.set_function(self.steps_running)
         count, clock = self.tables.tasks.count_by_state, self.clock
         self._active = TtlCache(partial(count, ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._ended = TtlCache(partial(count, FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
@@ -66,8 +70,8 @@ class DatabaseCollector:
         for kind, usd in (await self.read_budget()).items():
             self.metrics.daily_budget.labels(kind).set(usd)
         self.metrics.deliveries_pending.set(await self._pending_deliveries.get())
-        self.metrics.steps_running.set(self.steps_running())
-        return generate_latest(self.metrics.registry)
+        sums = await self.read_sums() if self.read_sums else None
+        return generate_latest(SummedRegistry(self.metrics.registry, sums or ()))
 
     async def _load_provider_state(self) -> ProviderState:
         now, limits = self.clock.now(), self.tables.provider_limits

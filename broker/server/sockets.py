@@ -7,7 +7,8 @@ import errno
 import socket
 import struct
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,20 +39,48 @@ class BindFailure:
     cure: str
 
 
-def bind_socket(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes any free one. Raises `SettingsError` with the cure."""
+def bind_socket(host: str, port: int, *, is_one_of_many: bool = False) -> socket.socket:
+    """Return a listening socket; port 0 takes any free one. Raises `SettingsError` with the cure.
+
+    is_one_of_many: the kernel spreads connections over the listening sockets of several processes.
+    """
+    with _explained(host, port):
+        return open_socket(host, port, is_one_of_many=is_one_of_many)
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Return a socket that does not listen, and keeps a port for the sockets of several processes.
+
+    Raises `SettingsError` with the cure, also if a broker of several processes has the port already.
+    """
+    with _explained(host, port):
+        with open_socket(host, port) as alone:
+            address = alone.getsockname()
+        sock = socket.socket(alone.family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if host == "::" and socket.has_dualstack_ipv6():
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        return sock
+
+
+@contextmanager
+def _explained(host: str, port: int) -> Iterator[None]:
     try:
-        return open_socket(host, port)
+        yield
     except (OSError, UnicodeError) as error:
         failure = explain_bind_error(host, port, error)
         raise SettingsError(f"{failure.variable}: {failure.problem}; {failure.cure}") from error
 
 
-def open_socket(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int, *, is_one_of_many: bool = False) -> socket.socket:
     """Return a listening socket. Raises OSError or UnicodeError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     dual = host == "::" and socket.has_dualstack_ipv6()
-    sock = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+    sock = socket.create_server(
+        (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual, reuse_port=is_one_of_many
+    )
     # connections inherit it; asyncio would not set it on them, and a response's second packet would wait 40 ms
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock

@@ -33,15 +33,20 @@ DEFAULT_LIMITS: Final = ConnectionLimits()
 
 
 async def serve(
-    services: Services, sockets: Sequence[socket.socket], *, ready: Callable[[], None] = lambda: None
+    services: Services,
+    sockets: Sequence[socket.socket],
+    *,
+    ready: Callable[[], None] = lambda: None,
+    is_supervised: bool = False,
 ) -> None:
     """Run server and worker until SIGTERM or SIGINT, then drain. Re-raises an error that ends one of them early.
 
-    ready: called when requests are answered and signals are handled.
+    ready: called when requests are answered and signals are handled. is_supervised: a second SIGTERM does not stop at
+    once, only SIGINT does, because service managers send SIGTERM to the supervisor and to its processes.
     """
     limits = ConnectionLimits(max_per_peer=services.settings.connections_per_peer)
     async with _run_both(services, sockets, limits) as (stop, running):
-        with _handle_signals(stop):
+        with _handle_signals(stop, is_supervised=is_supervised):
             ready()
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
@@ -97,20 +102,24 @@ async def _wait_first(event: Any, *others: asyncio.Task[None]) -> None:
 
 
 @contextmanager
-def _handle_signals(stop: Callable[[], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_on_signal, number, stop)
+def _handle_signals(stop: Callable[[], None], *, is_supervised: bool) -> Iterator[None]:
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    stopping_on: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        if is_supervised and number == signal.SIGTERM and stopping_on:
+            return
+        log.info(f"stopping on {number.name}", action="server_stopping")
+        stopping_on.append(number)
+        stop()
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _stop_on_signal(number: signal.Signals, stop: Callable[[], None]) -> None:
-    log.info(f"stopping on {number.name}", action="server_stopping")
-    stop()
 
 
 class _Server(uvicorn.Server):

@@ -211,6 +211,7 @@ class Services(AccountServices):
             balances=self.balances,
             read_budget=self.budget.read_usd,
             steps_running=lambda: self.running_steps.count,
+            read_sums=self.read_sums,
         )
 
     # -- orders

@@ -15,6 +15,7 @@ from broker.catalog import Catalog, Model
 from broker.clock import Clock
 from broker.i18n import Messages
 from broker.metrics import Metrics
+from broker.monitoring.process_sums import ReadSums
 from broker.net.fetcher import Fetcher
 from broker.ordering.offers import most_references
 from broker.presenter import TaskPresenter
@@ -51,6 +52,8 @@ class Resources:
     agents: TunnelAgents
     extra_dialects: tuple[Callable[[Any], Any], ...] = ()
     """Factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one."""
+    read_sums: ReadSums | None = None
+    """Reads the metrics of all processes of a supervisor."""
 
     # -- shared parts
 

@@ -85,7 +85,6 @@ class Settings(StoreSettings):
 
     model_config = SETTINGS_CONFIG
     other_names: ClassVar[Mapping[str, str]] = {
-        "WORKERS": "start `broker serve` several times on one Postgres (README, Scaling)",
         "ALGORITHM": "tokens are random and kept in the database, so there is no algorithm to choose; remove it",
         "PWD_SCHEMES": "passwords are always stored as argon2id, so there is no scheme to choose; remove it",
         "(NEXT_PUBLIC_)?WEBHOOK_URL|NEXT_PUBLIC_(WEBHOOK_)?BASE_URL|CALLBACK_BASE_URL": "WEBHOOK_BASE_URL",
@@ -103,6 +102,7 @@ class Settings(StoreSettings):
     host: str = env("BROKER_HOST", default="127.0.0.1")
     port: int = env("BROKER_PORT", default=8000, ge=0, le=65535)
     http: Literal["httptools", "h11"] | None = env("BROKER_HTTP")
+    workers: int = env("WORKERS", default=1, ge=1, le=256)
     connections_per_peer: PositiveInt = env("BROKER_CONNECTIONS_PER_PEER", default=64)
     api_keys: CommaSeparated[BearerKey] = env("BROKER_API_KEYS", default=())
     broker_url: BrokerUrl = env("BROKER_URL", default="")

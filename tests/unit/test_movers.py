@@ -63,7 +63,7 @@ SYSTEMS: Final[Mapping[str, Mapping[str, tuple[str, Works | Answered]]]] = {
         "REQUEST_TIMEOUT_SECONDS": ("110", Works(setting("request_timeout"), 110.0)),
         "MAX_CONNECTIONS": ("90", Works(setting("max_connections"), 90)),
         "RATE_LIMIT_PER_MINUTE": ("50", Works(setting("rate_per_minute"), 50)),
-        "WORKERS": ("4", Answered("start `broker serve` several times on one Postgres (README, Scaling)")),
+        "WORKERS": ("4", Works(setting("workers"), 4)),
     },
     "S2": {
         "NANO_BANANA_API_URL": (

@@ -29,11 +29,15 @@ def demo() -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: BROKER_HOST.")] = None,
     port: Port = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes; above 1 needs Postgres. Default: WORKERS.")
+    ] = None,
 ) -> None:
-    """Run API, webhooks and worker in one process."""
+    """Run API, webhooks and worker in one process, or in several."""
+    from broker.cli.running import explain_errors
     from broker.cli.serve import serve
 
-    run_service(serve, host, port)
+    raise typer.Exit(explain_errors(lambda: serve(host, port, workers)))
 
 
 @app.command()

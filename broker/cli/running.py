@@ -1,0 +1,40 @@
+"""Running the body of a command: the event loop, and errors as sentences with exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from broker.cli import ExitCode
+from broker.cli.console import explain_error, print_error
+
+
+def run_async(body: Callable[[], Awaitable[int | None]], **loop_options: Any) -> int:
+    """Run a coroutine function in a loop of its own; return its exit code."""
+    return anyio.run(body, backend_options=loop_options) or ExitCode.DONE
+
+
+def run_lasting(body: Callable[[], Awaitable[int | None]]) -> int:
+    """Do the same on uvloop where the platform has it."""
+    try:
+        import uvloop
+    except ImportError:
+        return run_async(body)
+    return run_async(body, loop_factory=uvloop.new_event_loop)
+
+
+def explain_errors(body: Callable[[], int]) -> int:
+    """Return the exit code of `body`. Errors that a person can fix are printed; others are raised."""
+    try:
+        return body()
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BaseException as error:
+        explanation = explain_error(error)
+        if explanation is None:
+            raise
+        sentence, code = explanation
+        print_error(sentence)
+        return code
