@@ -52,7 +52,7 @@ def log_lines(folder: Path, action: str) -> list[dict[str, Any]]:
 
 def pids(folder: Path) -> dict[int, int]:
     """Return the process id of each process, by its number."""
-    return {event["process"]: event["pid"] for event in log_lines(folder, "process_started")}
+    return {event["process"]: event["pid"] for event in log_lines(folder, "server_process_started")}
 
 
 async def read_counter(broker: Broker, sample: str) -> float:
@@ -77,11 +77,11 @@ async def test_killed_process_is_restarted_and_both_stop_on_sigterm(tmp_path: Pa
         ids = [await create_task(broker) for _ in range(12)]
         assert {await read_counter(broker, ORDERS) for _ in range(6)} == {12}  # whichever process is asked
         os.kill(first[1], signal.SIGKILL)
-        await until(lambda: has_line(tmp_path, '"action": "process_started"', 3))
+        await until(lambda: has_line(tmp_path, '"action": "server_process_started"', 3))
         assert {await read_counter(broker, ORDERS) for _ in range(3)} == {12}  # what the killed one counted remains
         await until(lambda: all_ended(broker, ids))
         assert await broker.stop() == 0
-    assert [event["exit_code"] for event in log_lines(tmp_path, "process_ended")] == [-signal.SIGKILL]
+    assert [event["exit_code"] for event in log_lines(tmp_path, "server_process_ended")] == [-signal.SIGKILL]
     assert (tmp_path / "log.txt").read_text().count("Broker at") == 1
     assert {event.get("process") for event in log_lines(tmp_path, "server_stopping")} == {None, 1, 2}
     assert not any(is_alive(pid) for pid in pids(tmp_path).values())
@@ -115,7 +115,7 @@ async def test_no_order_is_lost_or_doubled_while_processes_are_killed(tmp_path: 
         assert len(set(ids.values())) == len(keys)
         assert len(jobs) <= len(keys)  # nothing was ordered twice
         assert await broker.stop() == 0
-    assert len(log_lines(tmp_path, "process_ended")) == 3
+    assert len(log_lines(tmp_path, "server_process_ended")) == 3
 
 
 @pytest.mark.faults
@@ -125,10 +125,10 @@ async def test_process_that_is_told_to_stop_drains_and_is_replaced(tmp_path: Pat
         ids = [await create_task(broker) for _ in range(6)]
         os.kill(first[2], signal.SIGTERM)
         ids += [await create_task(broker) for _ in range(6)]
-        await until(lambda: has_line(tmp_path, '"action": "process_started"', 3))
+        await until(lambda: has_line(tmp_path, '"action": "server_process_started"', 3))
         assert {await read_counter(broker, ORDERS) for _ in range(3)} == {12}
         await until(lambda: all_ended(broker, ids))
-    assert [(event["process"], event["exit_code"]) for event in log_lines(tmp_path, "process_ended")] == [(2, 0)]
+    assert [(event["process"], event["exit_code"]) for event in log_lines(tmp_path, "server_process_ended")] == [(2, 0)]
 
 
 @pytest.mark.faults

@@ -156,7 +156,7 @@ class Supervisor:
         self._children[number] = _Child(pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, number)
         self._hub.begin(number)
-        log.info("a process was started", action="process_started", process=number, pid=pid)
+        log.info("a process was started", action="server_process_started", process=number, pid=pid)
 
     def _become_process(self, number: int, ours: socket.socket, theirs: socket.socket) -> None:
         """Run the process and exit; does not return."""
@@ -208,7 +208,7 @@ class Supervisor:
         pause = self._restarts[number].plan(time.monotonic() - child.started_at)
         log.error(
             "a process has ended, and is started again" if child.is_ready else "a process cannot start, see its error",
-            action="process_ended",
+            action="server_process_ended",
             process=number,
             exit_code=code,
             restart_seconds=pause,
@@ -254,7 +254,7 @@ class Supervisor:
     def _kill_late(self) -> None:
         if self._stop_by is not None and time.monotonic() >= self._stop_by:
             for number, child in self._children.items():
-                log.error("a process did not stop, and is killed", action="process_killed", process=number)
+                log.error("a process did not stop, and is killed", action="server_process_killed", process=number)
                 os.kill(child.pid, signal.SIGKILL)
             self._stop_by += STOP_SECONDS
 
