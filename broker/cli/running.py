@@ -17,7 +17,7 @@ def run_async(body: Callable[[], Awaitable[int | None]], **loop_options: Any) ->
 
 
 def run_lasting(body: Callable[[], Awaitable[int | None]]) -> int:
-    """Do the same on uvloop where the platform has it."""
+    """Do the same for a command that lasts: on uvloop where the platform has it."""
     try:
         import uvloop
     except ImportError:

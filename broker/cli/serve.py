@@ -102,8 +102,8 @@ def require_processes(settings: Settings) -> None:
         )
 
 
-async def run_worker() -> None:
-    """Run the worker until SIGINT or SIGTERM; its steps are finished or released."""
+def run_worker() -> int:
+    """Run the worker until SIGINT or SIGTERM; its steps are finished or released. Returns the exit code."""
     settings = load_settings()
     _print_unread(settings)
     if settings.sandboxed:
@@ -113,6 +113,10 @@ async def run_worker() -> None:
         )
     _configure_logs(settings)
     _print_database(settings)
+    return run_lasting(partial(_work, settings))
+
+
+async def _work(settings: Settings) -> None:
     with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with (
             open_services(settings) as services,

@@ -34,10 +34,9 @@ def serve(
     ] = None,
 ) -> None:
     """Run API, webhooks and worker in one process, or in several."""
-    from broker.cli.running import explain_errors
     from broker.cli.serve import serve
 
-    raise typer.Exit(explain_errors(lambda: serve(host, port, workers)))
+    run_service(serve, host, port, workers)
 
 
 @app.command()

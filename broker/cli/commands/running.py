@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 
@@ -15,11 +15,11 @@ Watch = Annotated[bool, typer.Option("--watch", help="Keep running and print eac
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Number of entries.")]
 
 
-def run_service(body: Callable[P, Awaitable[int | None]], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Run a command that lasts: like the others, but on uvloop where the platform has it."""
-    from broker.cli.running import explain_errors, run_lasting
+def run_service(body: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run a command that lasts, and that runs loops of its own; errors as for other commands."""
+    from broker.cli.running import explain_errors
 
-    raise typer.Exit(explain_errors(lambda: run_lasting(partial(body, *args, **kwargs))))
+    raise typer.Exit(explain_errors(partial(body, *args, **kwargs)))
 
 
 def run_command(body: Callable[P, Awaitable[int | None]], *args: P.args, **kwargs: P.kwargs) -> None:
