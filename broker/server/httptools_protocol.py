@@ -65,6 +65,9 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._turn_events = 0
         self._header_lines = 0
         self._error: Exception | None = None
+        self._method = b""
+        self._version = ""
+        self._keeps_alive = False
 
     # -- bytes
 
@@ -126,7 +129,18 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             raise _MalformedRequest
         try:
             self._feed(end)
+            is_upgrade = False
         except httptools.HttpParserUpgrade:
+            is_upgrade = True
+        method = self._method
+        if not self._buffer.startswith(b"%b %b HTTP/1." % (method, self.url), start):
+            raise _MalformedRequest  # llhttp skips blanks, and reads RTSP
+        fields = dict(self.headers)
+        self._part = self._framing(fields)
+        if not is_upgrade and self._is_complete != (self._part is _Part.NONE):
+            raise _MalformedRequest  # the parser sees another body than we do
+        self._start_request(method.decode("ascii"), fields)
+        if is_upgrade:
             self._stay_in_http()
         if self._part is _Part.NONE:
             self._complete_request()
@@ -144,23 +158,25 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._part = part
 
     def on_message_begin(self) -> None:
+        if self._part is _Part.CHUNKED_BODY and self._is_complete:  # it ended where it cannot
+            raise _MalformedRequest
         if self._part is _Part.HEAD:
             self.url = b""
             self.headers = []
-        elif self._is_complete:  # llhttp found the end of the message where it cannot be
-            raise _MalformedRequest
+            self._is_complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header; after the head, a trailer, which the application does not get."""
         self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        if self._part is not _Part.HEAD:
-            return
-        fields = dict(self.headers)
-        version = self.parser.get_http_version()
-        self._part = self._framing(version, fields)
-        self._is_complete = False
+        self._method = self.parser.get_method()
+        self._version = self.parser.get_http_version()
+        self._keeps_alive = self.parser.should_keep_alive()
+
+    def _start_request(self, method: str, fields: dict[bytes, bytes]) -> None:
+        """Start the application."""
+        version = self._version
         path, _, query = self.url.partition(b"?")
         self.scope = {
             "type": "http",
@@ -169,7 +185,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,  # type: ignore[typeddict-item]
-            "method": self.parser.get_method().decode("ascii"),
+            "method": method,
             "root_path": "",
             "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
             "raw_path": path,
@@ -189,16 +205,16 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=version != "1.0" and self._keeps_alive,
             on_response=self.on_response_complete,
         )
         self._start_asgi_task(self.cycle, self.app)
 
-    def _framing(self, version: str, fields: dict[bytes, bytes]) -> _Part:
+    def _framing(self, fields: dict[bytes, bytes]) -> _Part:
         """Return the part after the head. Raises `_MalformedRequest` for what a proxy in front could read otherwise."""
         names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
-        if version not in _VERSIONS or hosts > 1 or (not hosts and version != "1.0"):
+        if self._version not in _VERSIONS or hosts > 1 or (not hosts and self._version != "1.0"):
             raise _MalformedRequest
         if b"transfer-encoding" in fields:
             if (
@@ -218,7 +234,9 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         size = min(self._body_left, len(self._buffer) - self._parsed)
         self._body_left -= size
         self._feed(self._parsed + size)
-        if not self._body_left:
+        if bool(self._body_left) == self._is_complete:
+            raise _MalformedRequest
+        if self._is_complete:
             self._complete_request()
         return True
 
@@ -242,10 +260,10 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             end = found + len(_HEAD_END)
         self._idle_bytes += end - start
         self._feed(end)
+        if self._idle_bytes > MAX_HEAD_BYTES or self._header_lines + len(self.headers) > MAX_HEADER_LINES:
+            raise _MalformedRequest
         if self._is_complete:
             self._complete_request()
-        elif self._idle_bytes > MAX_HEAD_BYTES or self._header_lines + len(self.headers) > MAX_HEADER_LINES:
-            raise _MalformedRequest
         return True
 
     def on_chunk_header(self) -> None:

@@ -19,7 +19,7 @@ from broker.server.deadlines import ConnectionLimits
 from broker.server.sockets import bind_socket, socket_port
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
-from tests.support.http_parsers import connect, new_protocol
+from tests.support.http_parsers import MemoryTransport, connect, new_protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -282,46 +282,25 @@ async def test_100_continue_is_sent_when_the_body_is_read(tmp_path: Path) -> Non
 # -- connections per address
 
 
-class Pipe(asyncio.Transport):
-    """A connection from another machine."""
-
-    def __init__(self, peer: str) -> None:
-        super().__init__({"peername": (peer, 1), "sockname": ("10.0.0.1", 80)})
-        self.aborted = False
-        self.written = b""
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    def close(self) -> None:
-        self.aborted = True
-
-    def is_closing(self) -> bool:
-        return self.aborted
-
-    def write(self, data: Any) -> None:
-        self.written += bytes(data)
-
-
 async def test_connections_per_address_are_limited(parser: str) -> None:
     """Loopback is exempt: tunnels and proxies connect from it. A closed connection frees its slot."""
     peers = Counter[str]()
 
-    def open_pipe(peer: str) -> tuple[Any, Pipe]:
-        pipe = Pipe(peer)
+    def open_pipe(peer: str) -> tuple[Any, MemoryTransport]:
+        pipe = MemoryTransport(peer)
         return connect(parser, lambda: None, pipe, max_per_peer=3, peers=peers), pipe
 
     many = [open_pipe("203.0.113.5") for _ in range(5)]
-    assert [pipe.aborted for _, pipe in many] == [False, False, False, True, True]
+    assert [pipe.is_aborted for _, pipe in many] == [False, False, False, True, True]
     other, pipe = open_pipe("203.0.113.6")
-    assert not pipe.aborted
+    assert not pipe.is_aborted
     local = [open_pipe(peer) for peer in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] * 3]
-    assert not any(pipe.aborted for _, pipe in local)
+    assert not any(pipe.is_aborted for _, pipe in local)
     for protocol, _ in many:
         protocol.connection_lost(None)
     assert peers == {"203.0.113.6": 1}
     again, pipe = open_pipe("203.0.113.5")
-    assert not pipe.aborted
+    assert not pipe.is_aborted
     for protocol in (other, again, *(protocol for protocol, _ in local)):
         protocol.connection_lost(None)
     assert not peers

@@ -30,7 +30,7 @@ from broker.net.pieces import (
 from broker.net.response_parser import MAX_INTERIM_RESPONSES
 from tests.support.api import ApiBroker, open_api
 from tests.support.faulty_http import Network, Script, Visit, head, sends, serve
-from tests.support.http_parsers import connect
+from tests.support.http_parsers import MemoryTransport, connect
 from webhooks.strict_json import MAX_VALUES
 
 pytestmark = pytest.mark.anyio
@@ -102,27 +102,6 @@ async def test_chunks_are_not_parsed_after_the_response(broker: ApiBroker) -> No
     assert (await broker.client.get("/health")).status_code == 200
 
 
-class Pipe(asyncio.Transport):
-    """A connection whose reading can be observed."""
-
-    reading = True
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-    def write(self, data: Any) -> None:
-        pass
-
-
 @pytest.mark.parametrize("chunk_bytes", [1, 300])
 async def test_other_tasks_run_between_the_events_of_one_read(parser: str, chunk_bytes: int) -> None:
     """A few hundred per turn of the event loop; nothing more is read before those are used up.
@@ -141,19 +120,19 @@ async def test_other_tasks_run_between_the_events_of_one_read(parser: str, chunk
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    pipe = Pipe()
+    pipe = MemoryTransport()
     protocol = connect(parser, collect, pipe)
     body = bytes(4000 * chunk_bytes)
     protocol.data_received(request_head("/") + in_chunks(body, chunk_bytes))
-    reading = [pipe.reading]
+    reading = [pipe.reads]
     async with asyncio.timeout(5):
         while not complete.is_set():
             await asyncio.sleep(0)
-            reading.append(pipe.reading)
+            reading.append(pipe.reads)
     assert b"".join(parts) == body
     assert max(len(part) for part in parts) <= EVENTS_PER_TURN * chunk_bytes
     assert not any(reading[: 4000 // EVENTS_PER_TURN])
-    assert pipe.reading
+    assert pipe.reads
     protocol.connection_lost(None)
 
 
