@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message
 
 from broker.api.accounts.api_keys import ApiKeyRoutes
 from broker.api.accounts.logins import LoginRoutes
@@ -38,11 +41,12 @@ from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect, Endpoint, build_routes
 from broker.api.http.errors import ErrorRenderer
-from broker.api.http.middleware import RequestLogMiddleware, SecurityHeadersMiddleware, UnhandledErrorMiddleware
+from broker.api.http.middleware import RequestMiddleware, UnhandledErrorMiddleware, complete_headers
 from broker.api.http.request_body import max_form_bytes
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
 from broker.api.models import ModelRoutes
+from broker.api.native.ready_polls import Headers, ReadyPolls
 from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes
@@ -91,7 +95,14 @@ def build_app(services: Services) -> Starlette:
     version = metadata.version("nano-banana-broker")
     services.metrics.build.info({"version": version, "python": platform.python_version()})
     docs = DocsRoutes(version=version)
-    native = native_dialect(services, docs, version)
+    cache = TaskCache(
+        clock=services.clock,
+        queries=services.queries,
+        eta=services.eta,
+        presenter=services.presenter,
+        changes=services.task_changes,
+    )
+    native = native_dialect(services, docs, cache, version)
     dialects = [native, *(make(services) for make in (*DIALECTS, *services.extra_dialects))]
     dialects.append(shared_dialect(services, dialects))
     docs.dialects = dialects
@@ -99,8 +110,7 @@ def build_app(services: Services) -> Starlette:
     app = Starlette(
         routes=build_routes(dialects),
         middleware=[
-            Middleware(RequestLogMiddleware, metrics=services.metrics),
-            Middleware(SecurityHeadersMiddleware),
+            Middleware(RequestMiddleware, metrics=services.metrics),
             *_cors_middleware(services.settings.cors_origins),
             Middleware(UnhandledErrorMiddleware, errors=errors),
         ],
@@ -108,11 +118,12 @@ def build_app(services: Services) -> Starlette:
         debug=False,
     )
     app.state.dialects = dialects
+    app.state.ready_polls = ready_polls(services, cache)
     app.router.redirect_slashes = False  # a redirect would be built from the Host of the request
     return app
 
 
-def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialect:
+def native_dialect(services: Services, docs: DocsRoutes, cache: TaskCache, version: str) -> Dialect:
     """Return the native dialect; its endpoints are matched in this order."""
     clock, queries, messages = services.clock, services.queries, services.presenter.messages
     visibility = VisibilityReader(owners=services.tables.owners)
@@ -148,7 +159,7 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
         render_error=partial(error_response, messages),
         error_model=ErrorResponse,
         endpoints=[
-            *_task_endpoints(services, messages, visibility),
+            *_task_endpoints(services, cache, messages, visibility),
             *models.endpoints(),
             *_callback_routes(services, messages).endpoints(),
             *images.endpoints(),
@@ -161,8 +172,9 @@ def native_dialect(services: Services, docs: DocsRoutes, version: str) -> Dialec
     )
 
 
-def _task_endpoints(services: Services, messages: Messages, visibility: VisibilityReader) -> list[Endpoint]:
-    cache = TaskCache(clock=services.clock, queries=services.queries, eta=services.eta, presenter=services.presenter)
+def _task_endpoints(
+    services: Services, cache: TaskCache, messages: Messages, visibility: VisibilityReader
+) -> list[Endpoint]:
     tasks = TaskRoutes(
         orders=services.orders,
         queries=services.queries,
@@ -224,6 +236,38 @@ def _callback_routes(services: Services, messages: Messages) -> CallbackRoutes:
         metrics=services.metrics,
         messages=messages,
     )
+
+
+def ready_polls(services: Services, cache: TaskCache) -> ReadyPolls:
+    """Return what a server may ask for the response to a poll before it calls the application."""
+    origins = services.settings.cors_origins
+    return ReadyPolls(
+        cache=cache,
+        requests=services.metrics.requests,
+        origins=frozenset(origin.encode() for origin in origins),
+        complete=partial(_complete_response, _cors_middleware(origins)),
+    )
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def _complete_response(cors: Sequence[Middleware], response: Response, origin: bytes | None) -> Headers:
+    """Return the headers of a response to a GET request with this Origin as the middlewares complete it."""
+    app: ASGIApp = response
+    for middleware in cors:
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    headers = [] if origin is None else [(b"origin", origin)]
+    started: list[Message] = []
+
+    async def send(message: Message) -> None:
+        started.append(message)
+
+    call: Any = app({"type": "http", "method": "GET", "headers": headers}, _receive_nothing, send)
+    with suppress(StopIteration):
+        call.send(None)  # nothing in between waits for anything
+    return complete_headers(started[0]["headers"])
 
 
 def _cors_middleware(origins: tuple[str, ...]) -> list[Middleware]:

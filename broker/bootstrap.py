@@ -41,6 +41,8 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from webhooks.tokens import CallbackTokens
 
+LEASE_COLUMNS = ("version", "leased_by", "lease_until")
+"""Of `tasks`; what changes in these alone shows in no response."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk, so that the database can always write."""
 
@@ -175,6 +177,7 @@ async def open_services(
         await stack.enter_async_context(watch_database_files(database))
         if joins:
             await _check_agreement(database, settings, clock, secret)
+        changes = await database.track_changes("tasks", but=LEASE_COLUMNS) if joins else None
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
         stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
@@ -190,6 +193,7 @@ async def open_services(
             settings=settings,
             clock=clock,
             database=database,
+            task_changes=changes,
             fetcher=fetcher,
             catalog=catalog,
             registry=providers,

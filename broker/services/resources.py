@@ -31,6 +31,7 @@ from broker.tasks.submissions import SubmissionQueue
 from storage.blobs.store import BlobStore
 from storage.ids import provider_of
 from storage.sql.database import Database
+from storage.sql.row_changes import RowChanges
 from storage.tables import Tables
 from uploads.intake import Intake
 from webhooks.tokens import CallbackTokens
@@ -43,6 +44,8 @@ class Resources:
     settings: Settings
     clock: Clock
     database: Database
+    task_changes: RowChanges | None
+    """Changes of task rows; None if they cannot be known, or this process does not work on tasks."""
     fetcher: Fetcher
     catalog: Catalog
     registry: ProviderRegistry

@@ -230,6 +230,7 @@ def task_cache(services: Services, **limits: Any) -> TaskCache:
         queries=services.queries,
         eta=services.eta,
         presenter=services.presenter,
+        changes=services.task_changes,
         **limits,
     )
 

@@ -1,8 +1,9 @@
-"""Headers that identify a repeated request."""
+"""Headers that identify a request, or a repeated one."""
 
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Final
 
 from starlette.requests import Request
@@ -10,6 +11,25 @@ from starlette.requests import Request
 from broker.errors import ApiError
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_ID_CHARACTERS: Final = 16
+_IDS_AT_ONCE: Final = 256
+
+
+class RequestIds:
+    """Ids of requests."""
+
+    def __init__(self) -> None:
+        self._unused: list[bytes] = []
+
+    def choose(self, given: bytes | None) -> bytes:
+        """Return the id that a client or proxy gave, if it is one plain token, or a new one."""
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        if not self._unused:  # many at once: a call of the kernel costs as much as the rest of a ready response
+            text = secrets.token_hex(_ID_CHARACTERS // 2 * _IDS_AT_ONCE).encode()
+            self._unused = [text[start : start + _ID_CHARACTERS] for start in range(0, len(text), _ID_CHARACTERS)]
+        return self._unused.pop()
 
 
 def idempotency_key(request: Request) -> str | None:

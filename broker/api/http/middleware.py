@@ -1,4 +1,4 @@
-"""ASGI middleware: the request log, security headers, and responses to unforeseen exceptions.
+"""ASGI middleware: request ids, security headers, the request log, and responses to unforeseen exceptions.
 
 Plain ASGI on purpose: Starlette's BaseHTTPMiddleware costs most of the throughput of a poll.
 """
@@ -7,55 +7,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from broker.api.http.endpoint import endpoint_of, owner_of
 from broker.api.http.errors import ErrorRenderer, internal_error, unavailable
+from broker.api.http.identity import RequestIds
 from broker.api.http.responses import SECURITY_HEADERS
 from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID_HEADER: Final = b"x-request-id"
 _LOGGER: Final = logging.getLogger("broker")
 
 
-class RequestLogMiddleware:
-    """Gives each request an id, counts it, and logs one line when it has ended.
+class RequestMiddleware:
+    """Gives each request an id and its response the security headers; counts it, and logs one line at its end.
 
-    The id is taken from `X-Request-ID` or made; it is returned in the response and bound to every log line of the
-    request. The line names the route, not the path or the query: they may hold keys, tokens, and ids that are secrets.
-    With the owner of the sender, it says who has changed a user or made a key.
+    The id is taken from `X-Request-ID` or made; it is returned in the response, unless that has its own meaning of the
+    header, and bound to every log line of the request. The line names the route, not the path or the query: they may
+    hold keys, tokens, and ids that are secrets. With the owner of the sender, it says who has changed a user or made a
+    key.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = _request_id(scope)
-        header = (b"x-request-id", request_id.encode())
+        given = [value for name, value in scope["headers"] if name == _ID_HEADER]
+        request_id = self._ids.choose(given[0] if len(given) == 1 else None)
         status, began = 0, time.perf_counter()
 
-        async def send_with_id(message: Message) -> None:
+        async def send_completed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if not any(name == header[0] for name, _ in message["headers"]):  # a dialect has its own meaning of it
-                    message["headers"] = [*message["headers"], header]
+                message["headers"] = complete_headers(message["headers"], (_ID_HEADER, request_id))
             await send(message)
 
-        with bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, send_with_id)
-            finally:
-                self._record(scope, status, time.perf_counter() - began)
+        bound = bind_contextvars(request_id=request_id.decode())
+        try:
+            await self._app(scope, receive, send_completed)
+        finally:
+            self._record(scope, status, time.perf_counter() - began)
+            reset_contextvars(**bound)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """Count and log a request. status: 0 if no response was begun."""
@@ -78,26 +80,12 @@ class RequestLogMiddleware:
         )
 
 
-def _request_id(scope: Scope) -> str:
-    """Return the id that a client or proxy gave, if it is one plain token, or a new one."""
-    given = HTTPConnection(scope).headers.getlist("x-request-id")
-    return given[0] if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) else secrets.token_hex(8)
-
-
-class SecurityHeadersMiddleware:
-    """Adds `SECURITY_HEADERS` to every response that does not set its own."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(one for one in SECURITY_HEADERS if one[0] not in present)]
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
+def complete_headers(headers: Iterable[tuple[bytes, bytes]], *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the headers with `SECURITY_HEADERS` and `more`, except those that the response sets itself."""
+    all_headers = [*headers]
+    present = {name for name, _ in all_headers}
+    all_headers += [header for header in (*SECURITY_HEADERS, *more) if header[0] not in present]
+    return all_headers
 
 
 class UnhandledErrorMiddleware:

@@ -162,9 +162,13 @@ class CachedResponse:
 
     def respond(self, request: HTTPConnection) -> Response:
         """Return all of it, or 304 if the caller has it already."""
-        if etag_matches(request, self.tag):
-            return Response(status_code=304, headers=self.headers)
+        return self.not_modified() if etag_matches(request, self.tag) else self.full()
+
+    def full(self) -> Response:
         return Response(self.body, headers=self.headers, media_type=self.media_type)
+
+    def not_modified(self) -> Response:
+        return Response(status_code=304, headers=self.headers)
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:

@@ -1,8 +1,14 @@
-"""Responses of polls, kept as bytes: while a row's version stands, a poll is one point read."""
+"""Responses of polls, kept as bytes until their task changes.
+
+Where the database names the rows that change (`RowChanges`), a kept response is known to be current without reading the
+database; otherwise, and after commits of other processes, one point read of the row's version shows it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,24 +18,31 @@ from broker.i18n import Language
 from broker.presenter import Progress, TaskData, TaskPresenter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
+from storage.sql.row_changes import RowChanges
 from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class _Entry:
+    """The responses of one version of a task."""
+
     version: int
     """Of the row."""
-    fresh_until: float
-    """When the queue position or the estimate may have changed without the row; monotonic."""
-    response: CachedResponse
+    epoch: int
+    """In which the version was seen: other processes have not changed it since."""
+    responses: dict[Language, tuple[CachedResponse, float]] = field(default_factory=dict)
+    """With the moment when the queue position or the estimate may have changed without the row; monotonic."""
+
+    def size(self) -> int:
+        return sum(len(response.body) for response, _ in self.responses.values())
 
 
 @dataclass
 class TaskCache:
-    """Least recently used cache of task responses, by task, language and row version.
+    """Least recently used cache of task responses, by task, row version and language.
 
     The ETag is a hash of the response, so a change of the row that callers cannot see is still "not modified".
     """
@@ -38,25 +51,48 @@ class TaskCache:
     queries: TaskQueries
     eta: EtaEstimator
     presenter: TaskPresenter
+    changes: RowChanges | None = None
+    """Of the table of tasks; None if the version must be read for every response."""
     max_bytes: int = MAX_CACHE_BYTES
-    _entries: OrderedDict[tuple[str, Language], _Entry] = field(default_factory=OrderedDict)
+    _entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
+    _dropped: int = 0
+    """Number of reports of changed rows."""
     size_bytes: int = field(default=0, init=False)
     """Sum of the bodies that are kept."""
 
+    def __post_init__(self) -> None:
+        if self.changes is not None:
+            self.changes.subscribe(self._drop)
+
+    def find(self, task_id: str, language: Language) -> CachedResponse | None:
+        """Return a response that is known to be current without a look into the database."""
+        entry = self._entries.get(task_id)
+        if entry is None or self.changes is None or entry.epoch != self.changes.epoch():
+            return None
+        response = self._fresh(entry, language)
+        if response is not None:
+            self._entries.move_to_end(task_id)
+        return response
+
     async def response(self, task_id: str, language: Language) -> CachedResponse:
         """Return the response of a poll. Raises `ApiError` for ids without a task."""
-        version = await self.queries.get_version(task_id)
-        entry = self._entries.get((task_id, language))
-        now = self.clock.monotonic()
-        if entry is not None and entry.version == version and now < entry.fresh_until:
-            self._entries.move_to_end((task_id, language))
-            return entry.response
+        if (found := self.find(task_id, language)) is not None:
+            return found
+        epoch = self._epoch()
+        entry = self._entries.get(task_id)
+        if entry is not None and await self.queries.get_version(task_id) == entry.version:
+            entry.epoch = epoch
+            if (known := self._fresh(entry, language)) is not None:
+                return known
+        dropped = self._dropped
         task = await self.queries.get(task_id, CAPABILITY)
         progress = await self.eta.estimate(task)
         document = data_document(await self._present(task, language, progress))
         response = CachedResponse.from_document(document, ended=task.has_ended)
         fresh_until = self.clock.monotonic() + progress.fresh_for
-        self._keep((task_id, language), _Entry(version=task.version, fresh_until=fresh_until, response=response))
+        # a change that was reported while the response was made may be one of this task
+        if self._dropped == dropped or await self.queries.get_version(task_id) == task.version:
+            self._keep(task, epoch, language, response, fresh_until)
         return response
 
     async def task_data(self, task: Task, language: Language) -> TaskData:
@@ -66,10 +102,28 @@ class TaskCache:
     async def _present(self, task: Task, language: Language, progress: Progress) -> TaskData:
         return self.presenter.task(task, await self.queries.get_results(task), language, progress)
 
-    def _keep(self, key: tuple[str, Language], entry: _Entry) -> None:
-        old = self._entries.pop(key, None)
-        self.size_bytes += len(entry.response.body) - (len(old.response.body) if old else 0)
-        self._entries[key] = entry
+    def _epoch(self) -> int:
+        return 0 if self.changes is None else self.changes.epoch()
+
+    def _fresh(self, entry: _Entry, language: Language) -> CachedResponse | None:
+        response, fresh_until = entry.responses.get(language, (None, math.inf))
+        return response if fresh_until == math.inf or self.clock.monotonic() < fresh_until else None
+
+    def _keep(self, task: Task, epoch: int, language: Language, response: CachedResponse, fresh_until: float) -> None:
+        entry = self._entries.pop(task.id, None)
+        self.size_bytes -= entry.size() if entry else 0
+        if entry is None or entry.version != task.version:  # one task is never shown in two versions
+            entry = _Entry(version=task.version, epoch=epoch)
+        entry.epoch = epoch
+        entry.responses[language] = response, fresh_until
+        self._entries[task.id] = entry
+        self.size_bytes += entry.size()
         while self.size_bytes > self.max_bytes and self._entries:
-            _, dropped = self._entries.popitem(last=False)
-            self.size_bytes -= len(dropped.response.body)
+            _, oldest = self._entries.popitem(last=False)
+            self.size_bytes -= oldest.size()
+
+    def _drop(self, task_ids: Collection[str]) -> None:
+        self._dropped += 1
+        for task_id in task_ids:
+            if entry := self._entries.pop(task_id, None):
+                self.size_bytes -= entry.size()

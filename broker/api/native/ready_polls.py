@@ -1,0 +1,107 @@
+"""Polls that are answered before the application is called: from prepared bytes, without a database or a task.
+
+Every front end polls every few seconds, so most requests are polls of a task whose response this process has ready.
+The routes, middlewares and the server's bookkeeping for a request cost several times more than such a response. It is
+the same, byte for byte, as the one the application would send; a request that is unusual in any way is left to that.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+from prometheus_client import Counter
+from starlette.responses import Response
+
+from broker.api.http.identity import RequestIds
+from broker.api.http.responses import CachedResponse
+from broker.api.native.task_cache import TaskCache
+from broker.i18n import Language, language_of
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_PREFIX: Final = b"/api/task/"
+_TARGET_BYTES: Final = len(_PREFIX) + len("task_") + 32
+_OPERATION: Final = "getTask"
+_OWN_HEADERS: Final = {b"content-length", b"etag"}
+"""Those that differ between the responses of a status."""
+_STATUS_LINES: Final = {200: b"HTTP/1.1 200 OK", 304: b"HTTP/1.1 304 Not Modified"}
+_OTHER_TAG: Final = re.compile(rb'(W/)?"[^",]*"')
+_LOGGER: Final = logging.getLogger("broker")
+
+
+@dataclass(frozen=True)
+class ReadyResponse:
+    """head: status line and headers, without the empty line after them."""
+
+    head: bytes
+    body: bytes
+
+
+@dataclass(kw_only=True)
+class ReadyPolls:
+    """Finds ready responses of `GET /api/task/{id}`.
+
+    requests: counts these like those that the application answers. origins: those of BROKER_CORS_ORIGINS. complete:
+    takes a response and an origin; returns all headers that the application sends, but for the id of the request.
+    """
+
+    cache: TaskCache
+    requests: Counter
+    origins: frozenset[bytes]
+    complete: Callable[[Response, bytes | None], Headers]
+    _ids: RequestIds = field(default_factory=RequestIds)
+    _counters: dict[int, Counter] = field(init=False)
+    _heads: dict[tuple[int, bytes | None, bool], bytes] = field(default_factory=dict)
+    """Status line and the headers that all polls share, by status, origin and whether the task has ended."""
+
+    def __post_init__(self) -> None:
+        self._counters = {status: self.requests.labels(_OPERATION, str(status)) for status in (200, 304)}
+
+    def find(self, target: bytes, headers: Headers) -> ReadyResponse | None:
+        """Return the response to a GET request without a body; None if the application must answer it."""
+        if len(target) != _TARGET_BYTES or not target.startswith(_PREFIX) or _LOGGER.isEnabledFor(logging.DEBUG):
+            return None
+        given = dict(headers)
+        origin = given.get(b"origin") if self.origins else None
+        if len(given) != len(headers) or (origin is not None and origin not in self.origins):
+            return None
+        language = _language(given.get(b"accept-language", b""))
+        response = self.cache.find(target[len(_PREFIX) :].decode("latin-1"), language)
+        status = _status(response, given.get(b"if-none-match")) if response is not None else None
+        if response is None or status is None:
+            return None
+        self._counters[status].inc()
+        head = self._head(response, status, origin)
+        request_id = self._ids.choose(given.get(b"x-request-id"))
+        own = b"\r\netag: %b\r\nx-request-id: %b" % (response.tag.encode(), request_id)
+        if status == 304:
+            return ReadyResponse(head + own, b"")
+        return ReadyResponse(b"%b%b\r\ncontent-length: %d" % (head, own, len(response.body)), response.body)
+
+    def _head(self, response: CachedResponse, status: int, origin: bytes | None) -> bytes:
+        key = status, origin, "retry-after" in response.headers
+        head = self._heads.get(key)
+        if head is None:
+            sent = response.full() if status == 200 else response.not_modified()
+            lines = [b": ".join(line) for line in self.complete(sent, origin) if line[0] not in _OWN_HEADERS]
+            head = self._heads[key] = b"\r\n".join([_STATUS_LINES[status], *lines])
+        return head
+
+
+def _status(response: CachedResponse, offered: bytes | None) -> int | None:
+    """Return 200, or 304 for a client that has this response; None for an If-None-Match that is not one plain tag."""
+    if offered is None:
+        return 200
+    if offered.removeprefix(b"W/") == response.tag.encode():
+        return 304
+    return 200 if _OTHER_TAG.fullmatch(offered) else None
+
+
+@lru_cache(maxsize=256)
+def _language(header: bytes) -> Language:
+    return language_of(header.decode("latin-1"))
