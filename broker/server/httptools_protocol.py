@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from broker.net.pieces import EVENTS_PER_TURN, ChunkCounter, TooManyPieces, TurnCounter
 from broker.server.deadlines import Phase
 from broker.server.httptools_cycle import ResponseCycle
-from broker.server.protocol import MAX_HEAD_BYTES, MAX_HEADER_LINES, GuardedProtocol
+from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, MAX_HEADER_LINES, GuardedProtocol
 
 _HEAD_END: Final = b"\r\n\r\n"
 """Of every head; also of every body in chunks, whose last bytes it is."""
@@ -64,6 +64,8 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._turn = TurnCounter()
         self._turn_events = 0
         self._header_lines = 0
+        self._may_send_ready = False
+        """At most once for the bytes that arrived together: of many pipelined requests each gets a turn of its own."""
         self._error: Exception | None = None
         self._method = b""
         self._version = ""
@@ -75,6 +77,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self.received += len(data)
         if self.is_lingering:
             return
+        self._may_send_ready = True
         kept = self._parsed if self._part is not _Part.CHUNKED_BODY else max(0, self._parsed - len(_HEAD_END) + 1)
         if kept < len(self._buffer):
             data = self._buffer[kept:] + data
@@ -139,6 +142,8 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._part = self._framing(fields)
         if not is_upgrade and self._is_complete != (self._part is _Part.NONE):
             raise _MalformedRequest  # the parser sees another body than we do
+        if self._part is _Part.NONE and not is_upgrade and b"expect" not in fields and self._send_ready():
+            return True
         self._start_request(method.decode("ascii"), fields)
         if is_upgrade:
             self._stay_in_http()
@@ -209,6 +214,28 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self._start_asgi_task(self.cycle, self.app)
+
+    def _send_ready(self) -> bool:
+        """Answer a request without a body from prepared bytes, without a task; return whether there were any."""
+        if (
+            not self._may_send_ready
+            or self._method != b"GET"
+            or self._version != "1.1"
+            or not self._keeps_alive
+            or self.flow.write_paused
+            or CLOSE_HEADER in self.server_state.default_headers
+        ):
+            return False
+        response = self.find_ready(self.url, self.headers)
+        if response is None:
+            return False
+        self._may_send_ready = False
+        lines = [b"\r\n%b: %b" % header for header in self.server_state.default_headers]
+        self.transport.write(b"".join([response.head, *lines, _HEAD_END, response.body]))
+        self._part = _Part.HEAD
+        self.phase = Phase.SERVER  # from here on the client has its time for the next request
+        self.complete_response()
+        return True
 
     def _framing(self, fields: dict[bytes, bytes]) -> _Part:
         """Return the part after the head. Raises `_MalformedRequest` for what a proxy in front could read otherwise."""
@@ -329,7 +356,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             case _Part.NONE:
                 return Phase.SERVER
             case _Part.HEAD:
-                has_begun = self.cycle is None or self._parsed < len(self._buffer)
+                has_begun = not self.has_answered or self._parsed < len(self._buffer)
                 return Phase.HEAD if has_begun else Phase.IDLE
             case _:
                 return Phase.LEFTOVER if self.cycle.response_complete else Phase.BODY

@@ -12,11 +12,13 @@ import asyncio
 import sys
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from broker.api.http.answers import tracked_answer
 from broker.api.http.connection import EXTENSION, ClientConnection
 from broker.api.http.responses import SECURITY_HEADERS, to_json
+from broker.api.native.ready_polls import ReadyResponse
 from broker.net.hosts import is_loopback_host
 from broker.net.pieces import TooManyPieces
 from broker.server.deadlines import ConnectionLimits, LazyTimer, Phase
@@ -29,6 +31,8 @@ MAX_HEADER_LINES: Final = 100
 CLOSE_HEADER: Final = (b"connection", b"close")
 
 _MALFORMED_MESSAGE: Final = "This is not a well-formed HTTP request."
+
+FindReady = Callable[[bytes, Sequence[tuple[bytes, bytes]]], ReadyResponse | None]
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -47,9 +51,21 @@ class GuardedProtocol(asyncio.Protocol):
     cycle: Any
     flow: Any
 
-    def __init__(self, *args: Any, limits: ConnectionLimits, peers: Counter[str], **kwargs: Any) -> None:
-        """peers: connections by client address, shared by all connections of a server."""
+    def __init__(
+        self,
+        *args: Any,
+        limits: ConnectionLimits,
+        peers: Counter[str],
+        find_ready: FindReady = lambda *_: None,
+        **kwargs: Any,
+    ) -> None:
+        """peers: connections by client address, shared by all connections of a server.
+
+        find_ready: returns the response to a GET request without a body, by its target and headers, if that is ready;
+        a protocol may ask it before it calls the application.
+        """
         super().__init__(*args, **kwargs)
+        self.find_ready = find_ready
         self._limits = limits
         self._min_window_bytes = limits.min_bytes_per_second * limits.window_seconds
         self._peers = peers
@@ -64,6 +80,8 @@ class GuardedProtocol(asyncio.Protocol):
         self.phase = Phase.SERVER
         self.received = 0
         """Bytes."""
+        self.has_answered = False
+        """True after the first response."""
         self.is_lingering = False
         """True after the end of our side: what the client still sends is discarded."""
         self.connection = ClientConnection(self._unsent_bytes)
@@ -201,6 +219,7 @@ class GuardedProtocol(asyncio.Protocol):
     def complete_response(self) -> None:
         """Count a response that has been sent."""
         self.server_state.total_requests += 1
+        self.has_answered = True
         self._unsent_before = sys.maxsize
         if not self.transport.is_closing():
             self.flow.resume_reading()

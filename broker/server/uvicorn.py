@@ -200,10 +200,16 @@ class _Server(uvicorn.Server):
 
 
 def _build_server(services: Services, limits: ConnectionLimits) -> _Server:
-    protocol = partial(protocol_class(services.settings.http), limits=limits, peers=Counter())
+    app = build_app(services)
+    protocol = partial(
+        protocol_class(services.settings.http),
+        limits=limits,
+        peers=Counter(),
+        find_ready=app.state.ready_polls.find,
+    )
     return _Server(
         uvicorn.Config(
-            build_app(services),
+            app,
             http=cast(type[asyncio.Protocol], protocol),
             interface="asgi3",
             ws="none",
