@@ -14,9 +14,10 @@ import pytest
 from starlette.applications import Starlette
 
 from broker.api.native.ready_polls import ReadyResponse
+from broker.bootstrap import load_settings, open_services
 from storage.states import TaskState
 from storage.tasks import Task
-from tests.support.api import ApiBroker, open_api, png
+from tests.support.api import ApiBroker, a_task, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
 
@@ -136,15 +137,17 @@ async def test_own_change_is_seen_at_once(tmp_path: Path) -> None:
 
 
 async def test_change_of_another_process_is_seen_at_once(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as broker:
-        task = await broker.add_task()
-        await poll(broker, task)
-        await broker.services.database.flush()
-        assert find(broker, f"/api/task/{task.id}") is not None
-        path = next(broker.folder.rglob("broker.db"))
-        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+    settings = load_settings(env_file=None, data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/broker.db")
+    async with open_services(settings) as services:  # without a worker: its commits would be in between
+        task = a_task(services.clock.now())
+        await services.database.transact(services.tables.tasks.insert_task(task))
+        cache = task_cache(services)
+        first = await cache.response(task.id, "en")
+        await asyncio.sleep(0)
+        assert cache.find(task.id, "en") is first
+        await asyncio.sleep(0)
+        with closing(sqlite3.connect(tmp_path / "broker.db", isolation_level=None)) as other:
             other.execute("UPDATE tasks SET prompt = 'changed', version = version + 1")
-        await asyncio.sleep(0)  # what arrives later is answered in a later turn of the event loop
-        assert find(broker, f"/api/task/{task.id}") is None
-        assert (await poll(broker, task)).json()["data"]["prompt"] == "changed"
-        assert find(broker, f"/api/task/{task.id}") is not None
+        assert cache.find(task.id, "en") is None
+        assert b'"prompt":"changed"' in (await cache.response(task.id, "en")).body
+        assert cache.find(task.id, "en") is not None
