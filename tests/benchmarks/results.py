@@ -94,7 +94,8 @@ def value_at_most(bound: float) -> Goal:
 class Row:
     """One row. ours: None where it could not be measured; `note` then says why.
 
-    on_disk: durable writes are part of it, so the calibration of the disk counts, too.
+    on_disk: durable writes are part of it, so the calibration of the disk counts, too. is_timed: False for sizes and
+    counts, which a busy machine does not change.
     cpu_spread, disk_spread: of the calibration between the rounds.
     """
 
@@ -105,6 +106,7 @@ class Row:
     goal: Goal | None = None
     note: str = ""
     on_disk: bool = False
+    is_timed: bool = True
     cpu_spread: float = 0.0
     disk_spread: float = 0.0
 
@@ -135,7 +137,7 @@ class Row:
         judged = None if self.goal is None else self.ratio if self.goal.of == "ratio" else self.ours.median
         if self.goal is None or judged is None:
             return "–"
-        if self.noise > MAX_SPREAD:
+        if self.is_timed and self.noise > MAX_SPREAD:
             return "noisy"
         return "met" if self.goal.is_met(judged) else "not met"
 

@@ -83,6 +83,11 @@ def test_unsteady_disk_matters_to_durable_paths_only() -> None:
     assert row(steady, steady, goal, disk_spread=9, on_disk=True).verdict == "noisy"
 
 
+def test_sizes_are_judged_on_a_busy_machine() -> None:
+    steady, unsteady = per_second(100, 100), per_second(100, 300)
+    assert row(steady, unsteady, ratio_at_least(0.1), cpu_spread=9, is_timed=False).verdict == "met"
+
+
 def test_spread_of_less_than_two_values_is_zero() -> None:
     assert spread([]) == spread([5.0]) == 0.0
     assert spread([1.0, 2.0, 3.0]) == 1.0

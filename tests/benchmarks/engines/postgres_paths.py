@@ -12,7 +12,8 @@ import random
 import sqlite3
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,9 @@ ROUNDS: Final = 5
 BATCHES: Final = (1, 10, 32)
 CREATORS: Final = (1, 8, 32)
 WIDE: Final = Upstream()
+
+Work = dict[str, Callable[[], Awaitable[int]]]
+"""What is done once, by the name of the way it is done; returns the amount."""
 
 
 class Raw:
@@ -71,9 +75,13 @@ async def stored(url: str, rows: int) -> list[str]:
 # -- reads
 
 
-async def reads(url: str, ids: list[str], seconds: float) -> list[list[str]]:
-    rows = []
-    async with PostgresDatabase(url, connections=POOL) as database, asyncpg.create_pool(url, max_size=POOL) as pool:
+@asynccontextmanager
+async def reading(url: str, ids: list[str], connections: int = POOL) -> AsyncIterator[Work]:
+    """Yield three ways to read one task: ours, with asyncpg's pool, and on a connection that is free."""
+    async with (
+        PostgresDatabase(url, connections=connections) as database,
+        asyncpg.create_pool(url, max_size=connections) as pool,
+    ):
         tasks = Tasks(database)
 
         async def ours() -> int:
@@ -85,7 +93,7 @@ async def reads(url: str, ids: list[str], seconds: float) -> list[list[str]]:
                 await connection.fetchrow("SELECT * FROM tasks WHERE id = $1", random.choice(ids))
             return 1
 
-        free = [await asyncpg.connect(url) for _ in range(POOL)]
+        free = [await asyncpg.connect(url) for _ in range(connections)]
 
         async def alone() -> int:
             connection = free.pop()
@@ -93,20 +101,26 @@ async def reads(url: str, ids: list[str], seconds: float) -> list[list[str]]:
             free.append(connection)
             return 1
 
+        yield {"ours": ours, "pooled": pooled, "alone": alone}
+        for connection in free:
+            await connection.close()
+
+
+async def reads(url: str, ids: list[str], seconds: float) -> list[list[str]]:
+    rows = []
+    async with reading(url, ids) as ways:
         for readers in (1, POOL):
-            results = await _rates({"ours": ours, "pooled": pooled, "alone": alone}, readers, seconds)
+            results = await _rates(ways, readers, seconds)
             rates = [f"{results[name]:.0f}" for name in ("ours", "pooled", "alone")]
             ratios = [f"{results['ours'] / results[name]:.2f}" for name in ("pooled", "alone")]
             rows.append([str(readers), *rates, *ratios])
-        for connection in free:
-            await connection.close()
     return rows
 
 
 READ_HEAD: Final = ("readers", "Tasks.get /s", "asyncpg pool /s", "asyncpg connection /s", "÷ pool", "÷ connection")
 
 
-async def _rates(ways: dict[str, Callable[[], Awaitable[int]]], workers: int, seconds: float) -> dict[str, float]:
+async def _rates(ways: Work, workers: int, seconds: float) -> dict[str, float]:
     async def rate(name: str) -> float:
         return await per_second(ways[name], workers, seconds)
 
@@ -115,32 +129,40 @@ async def _rates(ways: dict[str, Callable[[], Awaitable[int]]], workers: int, se
 
 # -- claims
 
+BARE_CLAIM: Final = """WITH due AS MATERIALIZED (SELECT id FROM tasks
+    WHERE state = $1 AND due_at <= $2 AND lease_until <= $2 ORDER BY due_at LIMIT $5 FOR UPDATE SKIP LOCKED)
+    UPDATE tasks SET leased_by = $3, lease_until = $4, version = version + 1
+    WHERE id IN (SELECT id FROM due) RETURNING *"""
 
-async def claims(url: str, seconds: float) -> list[list[str]]:
-    """A claim whose lease ends at once, so that there is always as much to claim; tasks per second."""
-    rows = []
-    sql = """WITH due AS MATERIALIZED (SELECT id FROM tasks WHERE state = $1 AND due_at <= $2 AND lease_until <= $2
-        ORDER BY due_at LIMIT $5 FOR UPDATE SKIP LOCKED)
-        UPDATE tasks SET leased_by = $3, lease_until = $4, version = version + 1
-        WHERE id IN (SELECT id FROM due) RETURNING *"""
+
+@asynccontextmanager
+async def claiming(url: str, batch: int) -> AsyncIterator[Work]:
+    """Yield two ways to claim tasks. The lease of a claim ends at once, so that there is always as much to claim."""
     async with PostgresDatabase(url, connections=POOL) as database, asyncpg.create_pool(url, max_size=POOL) as pool:
         tasks = Tasks(database)
-        for claimers in (1, 8):
-            for batch in BATCHES:
 
-                async def ours(batch: int = batch) -> int:
-                    now = time.time()
-                    lease = Lease(holder="bench", until=now)
-                    return len(await tasks.claim(TaskState.WAITING, now=now, lease=lease, limit=batch))
+        async def ours() -> int:
+            now = time.time()
+            lease = Lease(holder="bench", until=now)
+            return len(await tasks.claim(TaskState.WAITING, now=now, lease=lease, limit=batch))
 
-                async def bare(batch: int = batch) -> int:
-                    now = time.time()
-                    async with pool.acquire() as connection:
-                        return len(await connection.fetch(sql, "waiting", now, "bench", now, batch))
+        async def bare() -> int:
+            now = time.time()
+            async with pool.acquire() as connection:
+                return len(await connection.fetch(BARE_CLAIM, "waiting", now, "bench", now, batch))
 
-                results = await _rates({"ours": ours, "bare": bare}, claimers, seconds)
-                ratio = f"{results['ours'] / results['bare']:.2f}"
-                rows.append([str(claimers), str(batch), f"{results['ours']:.0f}", f"{results['bare']:.0f}", ratio])
+        yield {"ours": ours, "bare": bare}
+
+
+async def claims(url: str, seconds: float) -> list[list[str]]:
+    """Claimed tasks per second."""
+    rows = []
+    for claimers in (1, 8):
+        for batch in BATCHES:
+            async with claiming(url, batch) as ways:
+                results = await _rates(ways, claimers, seconds)
+            ratio = f"{results['ours'] / results['bare']:.2f}"
+            rows.append([str(claimers), str(batch), f"{results['ours']:.0f}", f"{results['bare']:.0f}", ratio])
     return rows
 
 
@@ -200,15 +222,16 @@ async def _last_end(url: str) -> float:
         await connection.close()
 
 
-async def _on_postgres(server: Postgres, lives: int, processes: int, counts: list[Counts]) -> float:
+async def lives_on_postgres(server: Postgres, lives: int, processes: int, counts: list[Counts]) -> float:
     url = await server.fresh()
     async with PostgresDatabase(url, connections=2) as database:
         await upgrade_schema(database, time.time())
     return await _lives_per_second(url, lives, processes, counts)
 
 
-async def _on_sqlite(lives: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
+async def lives_on_sqlite(lives: int, parent: Path | None = None) -> float:
+    """Return the rate. parent: of the database's folder."""
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
         path = Path(folder) / "broker.db"
         child = Child(live, f"sqlite:///{path}", WIDE, [0.0] * lives)
         await child.ready()
@@ -231,10 +254,10 @@ async def whole_lives(server: Postgres, lives: int, rounds: int) -> list[list[st
     def on_postgres(processes: int) -> tuple[str, Callable[[], Awaitable[float]]]:
         name = f"Postgres, {processes} process{'es' if processes > 1 else ''}"
         results = counts.setdefault(name, [])
-        return name, lambda: _on_postgres(server, lives, processes, results)
+        return name, lambda: lives_on_postgres(server, lives, processes, results)
 
     results = await interleaved(
-        dict([on_postgres(1), on_postgres(2), ("SQLite, 1 process", lambda: _on_sqlite(lives))]), rounds
+        dict([on_postgres(1), on_postgres(2), ("SQLite, 1 process", lambda: lives_on_sqlite(lives))]), rounds
     )
     base = next(iter(results.values()))
     rows = []

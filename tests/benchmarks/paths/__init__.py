@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from tests.benchmarks.paths import p01_poll, p02_not_modified, p03_create, p04_callbacks, p07_lives
+from tests.benchmarks.paths import (
+    p01_poll,
+    p02_not_modified,
+    p03_create,
+    p04_callbacks,
+    p05_latency,
+    p06_downloads,
+    p07_lives,
+    p08_idle,
+    p09_in_flight,
+    p10_retention,
+    p11_postgres,
+    p12_images,
+    p14_engine,
+)
 from tests.benchmarks.results import Row
 from tests.benchmarks.support.bench import Bench
 
@@ -14,6 +28,14 @@ PATHS: Final[Mapping[str, Callable[[Bench], Awaitable[list[Row]]]]] = {
     "P2": p02_not_modified.measure,
     "P3": p03_create.measure,
     "P4": p04_callbacks.measure,
+    "P5": p05_latency.measure,
+    "P6": p06_downloads.measure,
     "P7": p07_lives.measure,
+    "P8": p08_idle.measure,
+    "P9": p09_in_flight.measure,
+    "P10": p10_retention.measure,
+    "P11": p11_postgres.measure,
+    "P12": p12_images.measure,
+    "P14": p14_engine.measure,
 }
 """By name, in the order of the table."""

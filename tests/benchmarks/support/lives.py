@@ -19,7 +19,7 @@ from tests.benchmarks.support.load import counted_load
 
 CREATORS: Final = 32
 MAX_SECONDS: Final = 120.0
-_LOOK_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = 0.05
 
 Ended = Callable[[], tuple[int, float]]
 """Returns how many tasks have not ended, and the moment of the last end."""
@@ -38,14 +38,18 @@ async def live(broker: Broker, creates: Path, count: int, ended: Ended | None = 
     subject, look = broker.subject, ended or (lambda: ended_in_sqlite(broker.database))
     began, used = time.time(), subject.cpu_seconds()
     await counted_load(subject, creates, count, connections=CREATORS)
-    while True:
-        left, last = await to_thread.run_sync(look)
-        if not left:
-            break
-        if time.time() - began > MAX_SECONDS:
-            raise TimeoutError(f"{left} tasks have not ended")
-        await asyncio.sleep(_LOOK_SECONDS)
+    last = await until_ended(look)
     return Lives(rate=count / (last - began), cpu=(subject.cpu_seconds() - used) / count)
+
+
+async def until_ended(look: Ended) -> float:
+    """Wait until all tasks have ended; return the moment of the last end."""
+    ends_at = time.time() + MAX_SECONDS
+    while (found := await to_thread.run_sync(look))[0]:
+        if time.time() > ends_at:
+            raise TimeoutError(f"{found[0]} tasks have not ended")
+        await asyncio.sleep(_LOOK_SECONDS)
+    return found[1]
 
 
 def lives_per_second(lives: list[Lives], name: str = "") -> Measured:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tests.benchmarks.results import Measured
 from tests.benchmarks.support.machine import wrk_installed
-from tests.benchmarks.support.processes import Subject, run_python
+from tests.benchmarks.support.processes import Subject, run_python, start_python
 
 CONNECTIONS: Final = 64
 _CLIENT: Final = "tests.benchmarks.support.raw_client"
@@ -91,6 +92,29 @@ async def steady_load(
     return _result(out, subject.cpu_seconds() - before)
 
 
+@asynccontextmanager
+async def steady_background(
+    subject: Subject, requests: Path, rate: float, *, connections: int = 8
+) -> AsyncIterator[Callable[[], Awaitable[Load]]]:
+    """Send requests at a steady rate while the block runs; what is yielded stops that and returns the load."""
+    before = subject.cpu_seconds()
+    options = ("--connections", connections, "--seconds", 36_000, "--rate", rate)
+    process = await start_python(_CLIENT, subject.port, requests, *options)
+
+    async def stop() -> Load:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        out, _ = await process.communicate()
+        return _result(out.decode(), subject.cpu_seconds() - before)
+
+    try:
+        yield stop
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def counted_load(subject: Subject, requests: Path, count: int, *, connections: int = CONNECTIONS) -> Load:
     """Send so many requests, as fast as they are answered."""
     before = subject.cpu_seconds()
@@ -112,7 +136,10 @@ async def _run_wrk(port: int, requests: Path, seconds: int, connections: int, of
 
 
 def _result(out: str, cpu: float) -> Load:
-    result = json.loads(next(line for line in reversed(out.splitlines()) if line.startswith("{")))
+    line = next((line for line in reversed(out.splitlines()) if line.startswith("{")), None)
+    if line is None:
+        raise LoadErrors("the load generator ended before it began")
+    result = json.loads(line)
     load = Load(**result, cpu=cpu / max(1, result["count"]))
     if load.errors or not load.count:
         raise LoadErrors(f"{load.errors} of {load.count} requests failed")

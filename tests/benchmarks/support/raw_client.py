@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -105,7 +106,13 @@ class Connection(asyncio.Protocol):
 
 
 async def run_load(port: int, run: Run, connections: int) -> None:
+    """Run until its end, or until SIGTERM."""
     loop, began = asyncio.get_running_loop(), time.perf_counter()
+
+    def stop() -> None:
+        run.left = 0
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     dones = []
     for number in range(connections):
         done: asyncio.Future[None] = loop.create_future()
