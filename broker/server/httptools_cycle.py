@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
 
 _JOINED_BYTES: Final = 64 * 1024
 """A body of at most this size is written together with its head; a larger one is not copied."""
 _NO_BODY: Final = {204, 304}
+_FRAMING: Final = {b"content-length: ", b"transfer-encoding: ", b"connection: "}
+_CONTROLS: Final = bytes(code for code in (*range(32), 127) if code != ord("\t"))
+"""No header value has one: the only ones in a head are the ends of its lines, and they are counted."""
+
+
+@lru_cache(maxsize=256)
+def _start_line(name: bytes) -> bytes:
+    """Return the start of a header's line. Raises RuntimeError for a name that is not a token."""
+    if HEADER_RE.search(name):
+        raise RuntimeError("Invalid HTTP header name.")
+    return name.lower() + b": "
 
 
 class ResponseCycle(RequestResponseCycle):
@@ -35,30 +47,33 @@ class ResponseCycle(RequestResponseCycle):
     def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        headers = self.default_headers + headers
-        names = b"".join([name for name, _ in headers])
-        if HEADER_RE.search(names) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
-            raise RuntimeError("Invalid HTTP header.")
         lines = [STATUS_LINE[status]]
-        for name, value in headers:
-            match name.lower():
-                case b"content-length":
+        added = 1
+        for name, value in self.default_headers + headers:
+            start = _start_line(name)
+            if start in _FRAMING:
+                if start == b"content-length: ":
                     self.expected_content_length, self.chunked_encoding = int(value), False
-                case b"connection" if b"close" in value.lower():
+                elif start == b"transfer-encoding: ":
+                    continue
+                elif b"close" in value.lower():
                     self.keep_alive = False
                     continue
-                case b"transfer-encoding":
-                    continue
-            lines += (name, b": ", value, b"\r\n")
+            lines += (start, value, b"\r\n")
+            added += 1
         if status in _NO_BODY or self.scope["method"] == "HEAD":
             self.expected_content_length, self.chunked_encoding = 0, False
         elif self.chunked_encoding is None and self.scope["http_version"] != "1.0":
             self.chunked_encoding = True
             lines.append(b"transfer-encoding: chunked\r\n")
+            added += 1
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
+            added += 1
         lines.append(b"\r\n")
         head = b"".join(lines)
+        if len(head) - len(head.translate(None, _CONTROLS)) != len(b"\r\n") * (added + 1):
+            raise RuntimeError("Invalid HTTP header value.")
         if self.chunked_encoding is False:
             self._head = head
         else:

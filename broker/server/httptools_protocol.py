@@ -171,8 +171,8 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             self._is_complete = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header; after the head, a trailer, which the application does not get."""
-        self.headers.append((name.lower(), value.rstrip(b" \t")))
+        """Add a header; after the head a trailer, which the application does not get."""
+        self.headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         self._method = self.parser.get_method()
@@ -239,16 +239,13 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
 
     def _framing(self, fields: dict[bytes, bytes]) -> _Part:
         """Return the part after the head. Raises `_MalformedRequest` for what a proxy in front could read otherwise."""
-        names = [name for name, _ in self.headers]
-        hosts = names.count(b"host")
+        headers = self.headers
+        hosts = sum(name == b"host" for name, _ in headers) if len(fields) < len(headers) else b"host" in fields
         if self._version not in _VERSIONS or hosts > 1 or (not hosts and self._version != "1.0"):
             raise _MalformedRequest
         if b"transfer-encoding" in fields:
-            if (
-                b"content-length" in fields
-                or names.count(b"transfer-encoding") > 1
-                or fields[b"transfer-encoding"].lower() != b"chunked"
-            ):
+            codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+            if b"content-length" in fields or codings != [b"chunked"]:
                 raise _MalformedRequest
             self._chunks, self._turn, self._turn_events, self._idle_bytes = ChunkCounter(), TurnCounter(), 0, 0
             return _Part.CHUNKED_BODY
