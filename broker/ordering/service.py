@@ -32,7 +32,6 @@ from broker.orders import (
     ImageParams,
     OrderRequest,
     Plan,
-    Quote,
     Reference,
     Route,
     StoredReference,

@@ -23,8 +23,8 @@ from broker.ordering.answers import OpenAnswers
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.files import FileService
 from broker.ordering.idempotency import Idempotency
-from broker.ordering.own_images import OwnImages
 from broker.ordering.limits import OrderLimits
+from broker.ordering.own_images import OwnImages
 from broker.ordering.plan import Planner
 from broker.ordering.pricing import PriceTable
 from broker.ordering.quotas import OwnerQuotas

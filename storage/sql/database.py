@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -37,6 +37,21 @@ class Outcome:
 
     count: int
     rows: Sequence[Row] = ()
+
+
+class NamedRow(Protocol):
+    """Row of a driver: its values in order, and the names of the columns."""
+
+    def keys(self) -> Iterable[str]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def to_dicts(rows: Sequence[NamedRow]) -> list[Row]:
+    """Return the rows of one query as dictionaries: the drivers' own look a name up more slowly."""
+    if not rows:
+        return []
+    names = tuple(rows[0].keys())
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 class Database(Protocol):

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from storage.errors import StorageError, StorageFull
-from storage.sql.database import Outcome, Row, Stale, Statement
+from storage.sql.database import Outcome, Stale, Statement, to_dicts
 from storage.sql.opened_files import OpenedFiles
 from storage.sql.reserve import DiskReserve
 from storage.sql.row_changes import ChangedRows, RowRecorder
@@ -259,11 +259,3 @@ def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outc
     if statement.must_change and count == 0:
         raise Stale
     return Outcome(count=count, rows=rows)
-
-
-def to_dicts(rows: Sequence[sqlite3.Row]) -> list[Row]:
-    """Return rows of one query as dictionaries: a look-up by name in a `sqlite3.Row` compares name by name."""
-    if not rows:
-        return []
-    names = rows[0].keys()
-    return [dict(zip(names, row, strict=True)) for row in rows]

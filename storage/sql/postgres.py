@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -25,11 +25,11 @@ import asyncpg
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from storage.errors import StorageError
-from storage.sql.database import Outcome, Row, Statement
+from storage.sql.database import Outcome, Row, Statement, to_dicts
 from storage.sql.pg_notify import PgNotifier
-from storage.sql.postgres_errors import BROKEN, UNAVAILABLE, UNDONE, RetryableError, storage_error
+from storage.sql.postgres_errors import BROKEN, RetryableError, storage_error
+from storage.sql.postgres_pool import Connection, ConnectionPool
 from storage.sql.postgres_transaction import (
-    Connection,
     PostgresQuery,
     PostgresTransaction,
     parameter_values,
@@ -92,7 +92,6 @@ class PostgresDatabase:
         self._url = _for_asyncpg(url)
         self._pooled = bool(listen_url)
         self._is_alone = listen_url == "none"
-        self._connections = connections
         self._retry_seconds = retry_seconds
         self._seconds = statement_seconds
         self._begin = (
@@ -101,44 +100,28 @@ class PostgresDatabase:
             f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"
         )
         self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
+        self._pool = ConnectionPool(partial(self._connect, self._url), size=connections, wait_seconds=retry_seconds)
         self._channels = LocalChannels()
         self._notifier = PgNotifier(
             self._channels,
-            partial(self._connect, _for_asyncpg(listen_url or url), **self._options()),
+            partial(self._connect, _for_asyncpg(listen_url or url)),
             timeout_seconds=retry_seconds,
         )
         self._writes: set[asyncio.Task[list[Outcome]]] = set()
-        self._openings: set[asyncio.Task[asyncpg.Connection[Any]]] = set()
+        self._openings: set[asyncio.Task[Connection]] = set()
         self._closed = False
 
     # -- opening and closing
 
     async def __aenter__(self) -> PostgresDatabase:
-        self._pool = await self._run_with_retries(self._open_pool)
         self._notifying = (
             None if self._is_alone else asyncio.create_task(self._notifier.run(), name="postgres-notifier")
         )
         return self
 
-    async def _open_pool(self) -> asyncpg.Pool[Any]:
-        try:
-            # min_size=0: asyncpg does not close an idle connection that is being opened while the pool closes
-            return await asyncpg.create_pool(
-                self._url,
-                min_size=0,
-                max_size=self._connections,
-                reset=_skip_reset,
-                connect=self._connect,
-                **self._options(),
-            )
-        except ValueError:  # the address itself is wrong
-            raise
-        except UNAVAILABLE as error:
-            raise RetryableError(error) from None
-
-    async def _connect(self, dsn: str | None = None, **options: Any) -> asyncpg.Connection[Any]:
+    async def _connect(self, url: str) -> Connection:
         """Open a connection in a task of its own: asyncpg leaks one whose opening is cancelled, or its error."""
-        opening: asyncio.Task[asyncpg.Connection[Any]] = asyncio.create_task(asyncpg.connect(dsn, **options))
+        opening: asyncio.Task[Connection] = asyncio.create_task(asyncpg.connect(url, **self._options()))
         self._openings.add(opening)
         opening.add_done_callback(self._openings.discard)
         try:
@@ -188,11 +171,11 @@ class PostgresDatabase:
     async def _read(self, query: PostgresQuery, params: Any) -> list[Row]:
         values = parameter_values(query, params)
         async with (
-            self._session() as connection,
+            self._pool.session() as connection,
             # a pooler keeps both halves of a statement in one session only within a transaction
             connection.transaction(readonly=True) if self._pooled else nullcontext(),
         ):
-            return [dict(record) for record in await connection.fetch(query.text, *values)]
+            return to_dicts(await connection.fetch(query.text, *values))
 
     # -- writing
 
@@ -211,7 +194,7 @@ class PostgresDatabase:
         return await asyncio.shield(write)
 
     async def _write(self, statements: Sequence[Statement], wake: Sequence[str]) -> list[Outcome]:
-        work = PostgresTransaction(statements, self._session, *self._frame(statements))
+        work = PostgresTransaction(statements, self._pool.session, *self._frame(statements))
         outcomes = await self._run_with_retries(work)
         self.notify(*wake)
         return outcomes
@@ -264,7 +247,7 @@ class PostgresDatabase:
 
     async def _is_pooled(self) -> bool:
         """Return whether a pooler is in between: the session is then not the one of the handshake."""
-        async with self._session() as connection:
+        async with self._pool.session() as connection:
             pid: int = await connection.fetchval("SELECT pg_backend_pid()")
             return pid != connection.get_server_pid()
 
@@ -282,25 +265,6 @@ class PostgresDatabase:
         return dict(row or {})
 
     # -- retries
-
-    @asynccontextmanager
-    async def _session(self) -> AsyncIterator[Connection]:
-        """Provide a connection for one transaction; one that broke, or was left in the middle, is dropped."""
-        try:
-            connection = await self._pool.acquire(timeout=self._retry_seconds)
-        except UNAVAILABLE as error:
-            raise RetryableError(error) from None
-        try:
-            yield connection
-        except (ValueError, asyncio.CancelledError):  # a value that asyncpg cannot send; the caller is cancelled
-            _drop(connection)
-            raise
-        except (*BROKEN, *UNDONE) as error:
-            _drop(connection)
-            raise RetryableError(error) from None
-        finally:
-            with suppress(*BROKEN):  # releasing may close the connection, which may fail as well
-                await self._pool.release(connection)
 
     async def _run_with_retries(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run the work; retry errors that may pass for `retry_seconds`."""
@@ -324,20 +288,10 @@ class PostgresDatabase:
             raise storage_error(error) from None
 
 
-async def _skip_reset(_: Connection) -> None:
-    """Skip the reset: sessions have no state, and a reset costs a round trip."""
-
-
-def _terminate_opened(opening: asyncio.Task[asyncpg.Connection[Any]]) -> None:
+def _terminate_opened(opening: asyncio.Task[Connection]) -> None:
     """Close a connection that nothing waits for any more."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().terminate()
-
-
-def _drop(connection: Connection) -> None:
-    """Close the connection, unless it broke and was returned to the pool already."""
-    with suppress(asyncpg.InterfaceError):
-        connection.terminate()
 
 
 def _for_asyncpg(url: str) -> str:

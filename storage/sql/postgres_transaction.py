@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import asyncpg
 
-from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.database import Outcome, Stale, Statement, to_dicts
 from storage.sql.postgres_errors import BROKEN
-
-Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
+from storage.sql.postgres_pool import Connection
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ async def _run_statement(connection: Connection, statement: Statement, seconds: 
     query = to_postgres(statement.sql)
     values = parameter_values(query, statement.params)
     if query.has_rows:
-        rows = [dict(record) for record in await connection.fetch(query.text, *values, timeout=seconds)]
+        rows = to_dicts(await connection.fetch(query.text, *values, timeout=seconds))
         outcome = Outcome(count=len(rows), rows=rows)
     else:
         status = await connection.execute(query.text, *values, timeout=seconds)
