@@ -70,7 +70,7 @@ class Goal:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def text(self, unit: str) -> str:
-        bound = f"{self.bound:g} ×" if self.of == "ratio" else with_unit(self.bound, unit)
+        bound = f"{self.bound:.3g} ×" if self.of == "ratio" else with_unit(self.bound, unit)
         return f"{'≥' if self.at_least else '≤'} {bound}"
 
 

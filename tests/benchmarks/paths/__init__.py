@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from tests.benchmarks.paths import (
+    hostile_traffic,
     p01_poll,
     p02_not_modified,
     p03_create,
@@ -18,7 +19,9 @@ from tests.benchmarks.paths import (
     p10_retention,
     p11_postgres,
     p12_images,
+    p13_waiters,
     p14_engine,
+    p15_growth,
 )
 from tests.benchmarks.results import Row
 from tests.benchmarks.support.bench import Bench
@@ -36,6 +39,9 @@ PATHS: Final[Mapping[str, Callable[[Bench], Awaitable[list[Row]]]]] = {
     "P10": p10_retention.measure,
     "P11": p11_postgres.measure,
     "P12": p12_images.measure,
+    "P13": p13_waiters.measure,
     "P14": p14_engine.measure,
+    "P15": p15_growth.measure,
+    "hostile": hostile_traffic.measure_all,
 }
 """By name, in the order of the table."""

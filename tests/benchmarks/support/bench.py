@@ -61,7 +61,7 @@ class Bench:
         return folder
 
     async def interleave(
-        self, contestants: Mapping[str, Callable[[], Awaitable[T]]], *, warm_up: bool = False
+        self, contestants: Mapping[str, Callable[[], Awaitable[T]]], *, warm_up: bool = False, rounds: int | None = None
     ) -> dict[str, list[T]]:
         """Let all take turns: reference, ours, reference, ours; the machine is calibrated before each round.
 
@@ -70,7 +70,7 @@ class Bench:
         results: dict[str, list[T]] = {name: [] for name in contestants}
         for measure in contestants.values() if warm_up else ():
             await measure()
-        for _ in range(self.options.rounds):
+        for _ in range(rounds or self.options.rounds):
             await self.calibrate()
             for name, measure in contestants.items():
                 results[name].append(await measure())

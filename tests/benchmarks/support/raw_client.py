@@ -13,9 +13,11 @@ import argparse
 import asyncio
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import cast
@@ -117,7 +119,7 @@ async def run_load(port: int, run: Run, connections: int) -> None:
     for number in range(connections):
         done: asyncio.Future[None] = loop.create_future()
         due = began + run.interval * number / connections
-        await loop.create_connection(lambda due=due, done=done: Connection(run, due, done), "127.0.0.1", port)  # type: ignore[misc]
+        await loop.create_connection(partial(Connection, run, due, done), "127.0.0.1", port)
         dones.append(done)
     await asyncio.gather(*dones)
 
@@ -151,7 +153,7 @@ def main() -> None:
         "errors": run.errors,
         "bytes": run.size,
     }
-    print(json.dumps(result))  # noqa: T201
+    sys.stdout.write(f"{json.dumps(result)}\n")
 
 
 if __name__ == "__main__":
