@@ -189,6 +189,10 @@ class Catalog:
         self._by_name = _index(self.models)
         self._terms = providers or {}
         self.default = self._by_name[default]
+        wires = (wire for model in self.models for modes in model.providers.values() for wire in modes.values())
+        limits = (*(model.prompt_limit for model in self.models), *(wire.prompt_limit for wire in wires))
+        self.shortest_prompt_limit = min(limit for limit in limits if limit is not None)
+        """Characters that a prompt may have everywhere."""
         for model in self.models:
             _check_model(model, self._by_name, self._terms)
 

@@ -14,6 +14,7 @@ from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
+from broker.ordering.appraisals import Appraiser
 from broker.ordering.pricing import PriceTable
 from broker.ordering.routing import OrderRouter
 from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
@@ -36,6 +37,7 @@ class Planner:
     clock: Clock
     catalog: Catalog
     accounts: ProviderAccounts
+    appraiser: Appraiser
     routing: OrderRouter
     prices: PriceTable
     caller_fetcher: Fetcher
@@ -58,23 +60,21 @@ class Planner:
         if request.turns or request.priority != order.priority:
             order = replace(order, priority=request.priority, turns=request.turns)
         usable = await self.accounts.find_usable(owner)
+        appraisals = {
+            account: self.appraiser.appraise(provider, order, len(request.sources))
+            for account, provider in usable.items()
+        }
         routes = await self.routing.find_routes(
-            owner,
-            order,
-            usable,
-            references=len(request.sources),
-            count=request.count,
-            pinned=request.provider,
-            reserved=reserved,
+            owner, order, appraisals, count=request.count, pinned=request.provider, reserved=reserved
         )
-        candidates = {route.provider: usable[route.provider] for route in routes if route.is_candidate}
+        candidates = {route.provider: appraisals[route.provider] for route in routes if route.is_candidate}
         return Plan(
             order=order,
             candidates=tuple(candidates),
             routes=routes,
-            quote=self.prices.make_quote(candidates, order, request.count),
+            quote=self.prices.make_quote(candidates, request.count),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
-            ignored=next(iter(candidates.values())).ignored(order),
+            ignored=next(iter(candidates.values())).ignored,
         )
 
     async def check_callback_url(self, url: str | None) -> None:

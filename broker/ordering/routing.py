@@ -13,11 +13,11 @@ from typing import Final
 
 from broker.catalog import quote_text
 from broker.errors import ApiError, FieldError
+from broker.ordering.appraisals import Appraisal, Obstacle
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.pricing import PriceTable
 from broker.ordering.quotas import OwnerQuotas
 from broker.orders import Order, Route, RoutePolicy
-from broker.providers.base import Provider
 from broker.tasks.routing import PAUSED, ProviderStatus, Router
 from storage.ids import is_own_account, provider_of
 from storage.limits.budgets import to_micros
@@ -33,9 +33,6 @@ _STATUS_SENTENCES: Final = {
 BUDGET: Final = "daily budget"
 QUOTA: Final = "quota of USD per day"
 """What the price of an order must fit in."""
-
-Obstacle = tuple[str, FieldError]
-"""Error code and field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,49 +50,48 @@ class OrderRouter:
         self,
         owner: str,
         order: Order,
-        usable: Mapping[str, Provider],
+        appraisals: Mapping[str, Appraisal],
         *,
-        references: int,
         count: int,
         pinned: str | None,
         reserved: Mapping[str, int] | None = None,
     ) -> tuple[Route, ...]:
         """Return a route for every account that an owner can use, candidates first, best first.
 
-        usable: by account, in order of preference. references: number of reference images. count: of images. pinned:
-        the only provider that may get it. reserved: of an order that was created before, what it has reserved in
+        appraisals: by account, in order of preference. count: of images. pinned: the only provider that may get it.
+        reserved: of an order that was created before, what it has reserved in
         `BUDGET` and `QUOTA` and may not exceed. Raises `ApiError` if there is no candidate, for the reason of the
         preferred account.
         """
-        names = list(dict.fromkeys(map(provider_of, usable)))
+        names = list(dict.fromkeys(map(provider_of, appraisals)))
         if pinned is not None and pinned not in names:
             raise ApiError(
                 "unsupported_parameter",
                 f"No provider {quote_text(pinned)} is in use. Accepted: {', '.join(names)}.",
                 field="provider",
             )
-        obstacles = {account: _find_obstacle(provider, order, references) for account, provider in usable.items()}
+        obstacles = {account: one.obstacle for account, one in appraisals.items()}
         if pinned is not None:
             not_chosen = FieldError(field="provider", message=f"the request names {pinned}")
             obstacles = {
                 account: found if provider_of(account) == pinned else ("unsupported_parameter", not_chosen)
                 for account, found in obstacles.items()
             }
-        able = {account: usable[account] for account, obstacle in obstacles.items() if obstacle is None}
+        able = {account: appraisals[account] for account, obstacle in obstacles.items() if obstacle is None}
         if not able:
             chosen_ones = [found for account, found in obstacles.items() if pinned in {None, provider_of(account)}]
             raise _refusal(order, names, chosen_ones)
-        obstacles |= (too_dear := await self._find_unaffordable(owner, able, order, count, reserved))
-        able = {account: provider for account, provider in able.items() if account not in too_dear}
+        obstacles |= (too_dear := await self._find_unaffordable(owner, able, count, reserved))
+        able = {account: one for account, one in able.items() if account not in too_dear}
         if not able:
             raise ApiError("quota_exceeded", "This order costs more now than it has reserved: send it again.")
-        statuses = await self.router.statuses_of(usable)
-        chosen = _prefer_complete(able, order)
-        ranked = sorted(chosen, key=lambda name: (_takes_none(statuses, name), *self._rank(name, usable, order)))
+        statuses = await self.router.statuses_of(appraisals)
+        chosen = _prefer_complete(able)
+        ranked = sorted(chosen, key=lambda name: (_takes_none(statuses, name), *self._rank(name, appraisals)))
         return (
             *(Route(provider=name, is_candidate=True, reason=_status_reason(statuses.get(name))) for name in ranked),
             *(
-                Route(provider=name, is_candidate=False, reason=_reason(obstacle, usable[name], order))
+                Route(provider=name, is_candidate=False, reason=_reason(obstacle, appraisals[name]))
                 for name, obstacle in obstacles.items()
                 if name not in chosen
             ),
@@ -104,8 +100,7 @@ class OrderRouter:
     async def _find_unaffordable(
         self,
         owner: str,
-        able: Mapping[str, Provider],
-        order: Order,
+        able: Mapping[str, Appraisal],
         count: int,
         reserved: Mapping[str, int] | None,
     ) -> dict[str, Obstacle]:
@@ -123,8 +118,8 @@ class OrderRouter:
         if not lefts:
             return {}
         limit = min(lefts, key=lambda name: lefts[name])
-        house = {name: provider for name, provider in able.items() if not is_own_account(name)}
-        prices = {name: self.prices.max_usd_price([provider], order) for name, provider in house.items()}
+        house = {name: one for name, one in able.items() if not is_own_account(name)}
+        prices = {name: self.prices.max_usd_price([one]) for name, one in house.items()}
         priced = {name: price for name, price in prices.items() if price is not None}
         fitting = [name for name, price in priced.items() if to_micros(price) * count <= lefts[limit]]
         has_own = len(house) < len(able)
@@ -146,32 +141,24 @@ class OrderRouter:
         lefts = {BUDGET: budget.left_micros if budget else None, QUOTA: quota}
         return {name: left for name, left in lefts.items() if left is not None}
 
-    def _rank(self, name: str, usable: Mapping[str, Provider], order: Order) -> tuple[bool, float, int]:
-        is_house, position = not is_own_account(name), list(usable).index(name)
+    def _rank(self, name: str, appraisals: Mapping[str, Appraisal]) -> tuple[bool, float, int]:
+        is_house, position = not is_own_account(name), list(appraisals).index(name)
         if self.policy == "order":
             return is_house, 0.0, position
-        price = self.prices.usd_price(usable[name], order)
+        price = appraisals[name].usd_price
         return is_house, math.inf if price is None else price, position
 
 
-def _find_obstacle(provider: Provider, order: Order, references: int) -> Obstacle | None:
-    if not provider.supports(order.params.model):
-        text = f"{provider.name} does not serve {order.params.model}."
-        return "unsupported_parameter", FieldError(field="model", message=text)
-    shown = references if provider.keeps_history else references - len(order.past_positions)
-    return provider.find_obstacle(order, shown)
-
-
-def _prefer_complete(able: Mapping[str, Provider], order: Order) -> list[str]:
+def _prefer_complete(able: Mapping[str, Appraisal]) -> list[str]:
     """Return those that ignore the fewest parameters."""
-    counts = {name: len(provider.ignored(order)) for name, provider in able.items()}
-    return [name for name, count in counts.items() if count == min(counts.values())]
+    fewest = min(len(one.ignored) for one in able.values())
+    return [name for name, one in able.items() if len(one.ignored) == fewest]
 
 
-def _reason(obstacle: Obstacle | None, provider: Provider, order: Order) -> str:
+def _reason(obstacle: Obstacle | None, appraisal: Appraisal) -> str:
     if obstacle is not None:
         return obstacle[1].message
-    return f"it would ignore {', '.join(provider.ignored(order))}"
+    return f"it would ignore {', '.join(appraisal.ignored)}"
 
 
 def _refusal(order: Order, names: Sequence[str], obstacles: Sequence[Obstacle | None]) -> ApiError:

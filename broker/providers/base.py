@@ -47,6 +47,10 @@ class ResultSink(Protocol):
 class Provider(Protocol):
     """One account at one upstream, bound to one key.
 
+    What it says of an order before its submission (obstacle, ignored fields, price, unit, deadline) depends on the
+    model, the mode, and which other fields have which values; on a prompt by its length alone, and on a seed not at
+    all. It is asked once for such a shape (`broker.ordering.appraisals`).
+
     An adapter knows no route, no table and no other provider. It never loops or sleeps, and never repeats a submission.
     """
 

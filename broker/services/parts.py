@@ -20,6 +20,7 @@ from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.outbox import Outbox
 from broker.notifications.signing import WebhookKeys, known_secrets
 from broker.ordering.answers import OpenAnswers
+from broker.ordering.appraisals import Appraiser
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.files import FileService
 from broker.ordering.idempotency import Idempotency
@@ -234,6 +235,7 @@ class Services(AccountServices):
                 clock=self.clock,
                 catalog=self.catalog,
                 accounts=self.accounts,
+                appraiser=Appraiser(catalog=self.catalog, terms=self.registry.terms),
                 routing=OrderRouter(
                     router=self.router,
                     prices=self.prices,
@@ -302,7 +304,6 @@ class Services(AccountServices):
     @cached_property
     def prices(self) -> PriceTable:
         return PriceTable(
-            terms=self.registry.terms,
             max_billed_attempts=self.policy.max_attempts if self.policy.resubmit_unknown else 1,
         )
 
