@@ -45,6 +45,9 @@ class OneOf:
         return core_schema.literal_schema(list(self.choices))
 
 
+_NONE: Final = object()
+
+
 class ResponseModel(BaseModel):
     """Base of all JSON that the broker sends: exactly the declared keys, in camelCase.
 
@@ -56,7 +59,7 @@ class ResponseModel(BaseModel):
     @classmethod
     def from_object(cls, source: object, **computed: Any) -> Self:
         """Return the model with the computed fields, and all others from the attributes of the same names."""
-        same = {name: getattr(source, name) for name in cls.model_fields if hasattr(source, name)}
+        same = {name: value for name in cls.model_fields if (value := getattr(source, name, _NONE)) is not _NONE}
         return cls(**{**same, **computed})
 
     def to_document(self) -> dict[str, Any]:

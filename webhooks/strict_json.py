@@ -47,12 +47,12 @@ def read_json(
     """
     text = body.decode("utf-8")
     check_values(text)
-    make_object = None if allow_duplicate_names else _unique_members
     try:
-        document = json.loads(text, parse_constant=_reject_constant, object_pairs_hook=make_object)
+        document = (_LENIENT if allow_duplicate_names else _STRICT).decode(text)
     except RecursionError as error:
         raise ValueError("too deep") from error
-    _check_depth(document, max_depth)
+    if text.count("{") + text.count("[") >= max_depth:  # else it cannot be as deep
+        _check_depth(document, max_depth)
     if not _SURROGATE_ESCAPE.search(text):
         return document
     text = json.dumps(document, ensure_ascii=False)
@@ -92,6 +92,10 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_STRICT: Final = json.JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=_unique_members)
+_LENIENT: Final = json.JSONDecoder(parse_constant=_reject_constant)
 
 
 def _check_depth(document: Any, max_depth: int) -> None:

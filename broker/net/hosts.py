@@ -7,6 +7,7 @@ the tables below are our own. Reconsider when the standard library's tables are 
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -30,6 +31,7 @@ _V6_SPECIAL: Final = tuple(
 )
 
 
+@lru_cache(maxsize=1024)  # of peers above all, by every request
 def parse_ip(text: str) -> IP | None:
     """Return the IP address, or None for a name."""
     try:

@@ -172,7 +172,13 @@ async def request_fingerprint(request: OrderRequest, order: Order) -> str:
         others["priority"] = request.priority
     chosen = {name: value for name, value in others.items() if value}
     references = [await hash_source(source) for source in request.sources]
-    content = {**asdict(order), "references": references, "count": request.count, **chosen}
+    made = {
+        "params": vars(order.params),
+        "mode": order.mode,
+        "turns": [asdict(turn) for turn in order.turns],
+        "priority": order.priority,
+    }
+    content = {**made, "references": references, "count": request.count, **chosen}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from broker.ordering.quotas import OrderNeeds, OwnerQuotas
 from broker.ordering.rate_limit import RateLimiter
 from broker.orders import Quote
 from storage.sql.database import Statement
+from storage.sql.scope import is_private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,10 @@ class OrderLimits:
         They belong into the transaction that creates its tasks.
         """
         first = writing.tasks[0]
-        return [
-            self.limiter.acquire(first.caller, len(writing.tasks)),
-            *await self.quotas.reserve_order(first.caller, writing.needs, first.created_at),
-            *self.budget.reserve(writing.quotes, first.created_at),
-        ]
+        statements = [self.limiter.acquire(first.caller, len(writing.tasks))]
+        if is_private(first.caller):
+            statements += await self.quotas.reserve_order(first.caller, writing.needs, first.created_at)
+        return statements + self.budget.reserve(writing.quotes, first.created_at)
 
     def shares_of_task(self, caller: str, quote: Quote) -> TaskShares:
         """Return what each task of an order reserves."""

@@ -34,5 +34,5 @@ class PriceTable:
             max_usd_price=self.max_usd_price(appraisals),
             max_house_usd=self.max_usd_price(house),
             deadline_seconds=max([one.deadline_seconds for one in appraisals if one.deadline_seconds], default=None),
-            is_metered=any([one.is_metered for one in appraisals]),
+            is_metered=any(one.is_metered for one in appraisals),
         )

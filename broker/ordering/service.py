@@ -124,7 +124,7 @@ class OrderService:
             if answer is not None:
                 await self.answers.leave(answer)
             raise
-        return replace(created, answer=answer)
+        return created if answer is None else replace(created, answer=answer)
 
     async def _create_new(
         self,

@@ -28,7 +28,7 @@ from broker.services import Services
 from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-_FORWARDED: Final = re.compile(r"forwarded|via|(x-forwarded|cf|ngrok)-.*")
+_FORWARDED: Final = re.compile(rb"^(?:forwarded|via|(?:x-forwarded|cf|ngrok)-.*)$", re.MULTILINE)
 _AUTHORIZATION: Final = re.compile(r"([A-Za-z0-9-]+) +([^ ]+) *")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 
@@ -221,7 +221,7 @@ def client_address(request: HTTPConnection) -> str:
 
 def is_forwarded(request: HTTPConnection) -> bool:
     """Return whether a proxy or a tunnel has sent a request on."""
-    return any(_FORWARDED.fullmatch(name) for name in request.headers)
+    return _FORWARDED.search(b"\n".join([name for name, _ in request.scope["headers"]])) is not None
 
 
 def _scheme_token(headers: Sequence[str], schemes: Collection[str]) -> str | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from broker.catalog import Catalog
 from broker.errors import ApiError, FieldError
@@ -37,6 +37,7 @@ FILE_CHUNK_BYTES: Final = 256 * 1024
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+_LENGTH: Final = re.compile(r"[0-9]{1,20}")
 _SECRET_LENGTH: Final = re.compile(r"Value should have (at least|at most) (\d+) items? after validation, not .*")
 """Pydantic's words for a `SecretStr` that is too short or too long."""
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -52,15 +53,32 @@ class BoundedRequest(Request):
         super().__init__(request.scope, request.receive)
         self._max_bytes = max_bytes
 
+    async def body(self) -> bytes:
+        """Return the body; without the generators of `stream`, which take longer than a small one."""
+        self._check_length()
+        chunks, read = list[bytes](), 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunks.append(message.get("body", b""))
+            read += len(chunks[-1])
+            self._check_size(read)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        length = self.headers.get("content-length", "0")
-        self._check_size(int(length) if re.fullmatch(r"[0-9]{1,20}", length) else 0)
+        self._check_length()
         read = 0
         async with aclosing(super().stream()) as chunks:
             async for chunk in chunks:
                 read += len(chunk)
                 self._check_size(read)
                 yield chunk
+
+    def _check_length(self) -> None:
+        length = self.headers.get("content-length", "0")
+        self._check_size(int(length) if _LENGTH.fullmatch(length) else 0)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:

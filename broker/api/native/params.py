@@ -118,8 +118,10 @@ class OrderFields(BaseModel):
     priority: _Priority = None
     dry_run: _Flag = None
 
-    def to_request(self, idempotency_key: str | None, retry_count: int | None = None) -> OrderRequest:
-        """Return the order request; the catalog checks its values."""
+    def to_request(
+        self, idempotency_key: str | None, retry_count: int | None = None, host: str | None = None
+    ) -> OrderRequest:
+        """Return the order request; the catalog checks its values. host: see `OrderRequest`."""
         return OrderRequest(
             params=ImageParams(
                 prompt=self.prompt,
@@ -132,6 +134,7 @@ class OrderFields(BaseModel):
             ),
             mode=self.mode,
             count=self.number_of_images or 1,
+            host=host,
             sources=(*self.sent_images(), *(UrlReference(url=url) for url in self.image_urls or ())),
             provider=self.provider,
             priority=self.priority or DEFAULT_PRIORITY,

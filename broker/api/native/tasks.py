@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import anyio
@@ -50,7 +51,7 @@ from broker.catalog import Catalog
 from broker.errors import ApiError
 from broker.i18n import Language, Messages
 from broker.ordering.service import CreatedTasks, OrderService
-from broker.orders import Plan
+from broker.orders import Plan, Quote
 from broker.presenter import TaskData
 from broker.principal import Principal
 from broker.tasks.cancellation import TaskCanceler
@@ -105,7 +106,7 @@ class TaskRoutes:
 
     async def _order(self, request: Request, params: OrderFields, key: str | None) -> Response:
         caller = principal_of(request).owner
-        order = replace(params.to_request(key, retry_count(request)), host=reached_host(request))
+        order = params.to_request(key, retry_count(request), reached_host(request))
         plan = await self.orders.plan(caller, order)
         if params.dry_run:
             preview = await self.orders.dry_run(caller, order, plan)
@@ -130,7 +131,7 @@ class TaskRoutes:
             batch_url=f"/api/batch/{batch}",
             ignored=ignored,
             warnings=list(plan.warnings),
-            estimate=CostEstimate.from_object(plan.quote),
+            estimate=_estimate(plan.quote),
         )
         headers = {"location": accepted.poll_url, "retry-after": POLL_SECONDS, **warning_headers(plan.warnings)}
         return json_response(accepted.to_document(), 202, headers)
@@ -290,6 +291,11 @@ class TaskRoutes:
             counts=StatusCounts(**{status: counts[status] for status in StatusCounts.model_fields}),
             tasks=[await self.cache.task_data(task, language) for task in tasks],
         )
+
+
+@lru_cache(maxsize=256)  # there are few prices
+def _estimate(quote: Quote) -> CostEstimate:
+    return CostEstimate.from_object(quote)
 
 
 def _batch_status(counts: Counter[str]) -> str:
