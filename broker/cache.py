@@ -25,6 +25,8 @@ class TtlCache(Generic[T]):
         self._loaded: tuple[T, float] | None = None
 
     async def get(self) -> T:
+        if self._loaded is not None and self.expires_in > 0:  # without the lock, which costs more than the rest
+            return self._loaded[0]
         async with self._loading:
             if self._loaded is None or self.expires_in <= 0:
                 self._loaded = await self._load(), self._clock.monotonic()

@@ -6,8 +6,8 @@ Every error of a request is reported, not only the first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from broker.catalog import MODES, Catalog, Model, quote_text
@@ -15,10 +15,14 @@ from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
 from broker.ordering.appraisals import Appraiser
+from broker.ordering.known_plans import KnownPlan, KnownPlans, shape_of
 from broker.ordering.pricing import PriceTable
 from broker.ordering.routing import OrderRouter
 from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
+from broker.providers.base import Provider
 from broker.tasks.accounts.pools import ProviderAccounts
+from storage.ids import is_own_account
+from storage.sql.scope import is_private
 
 MAX_IMAGES: Final = 10
 """Of one order, in the dialect that has most; the others have limits of their own."""
@@ -40,6 +44,7 @@ class Planner:
     appraiser: Appraiser
     routing: OrderRouter
     prices: PriceTable
+    known: KnownPlans = field(default_factory=KnownPlans)
     caller_fetcher: Fetcher
     """With the rules on which addresses of callers may be called."""
 
@@ -48,6 +53,30 @@ class Planner:
 
         reserved: see `OrderRouter.find_routes`.
         """
+        usable = await self.accounts.find_usable(owner)
+        shape = shape_of(request) if reserved is None and self._reads_nothing(owner, usable) else None
+        if shape is None or not self._fits_everywhere(request.params.prompt):
+            return await self._make_plan(owner, request, usable, reserved)
+        limits, on = await self.routing.router.read_limits(), day(self.clock.now())
+        plan = self.known.find(shape, request, limits, on)
+        if plan is None:
+            plan = await self._make_plan(owner, request, usable, reserved)
+            self.known.add(shape, KnownPlan(plan=plan, limits=limits, on=on))
+        return plan
+
+    def _reads_nothing(self, owner: str, usable: Collection[str]) -> bool:
+        """Return whether a plan depends on nothing but limits of the operator's accounts."""
+        has_limits = self.routing.budget.limit_usd is not None or is_private(owner)
+        return not any(map(is_own_account, usable)) and (len(usable) == 1 or not has_limits)
+
+    def _fits_everywhere(self, prompt: str) -> bool:
+        """Return whether every provider takes a prompt, so that it makes no difference."""
+        is_short = len(prompt) <= self.catalog.shortest_prompt_limit
+        return is_short and not any(True for _ in _prompt_errors(prompt, self.catalog.default))
+
+    async def _make_plan(
+        self, owner: str, request: OrderRequest, usable: Mapping[str, Provider], reserved: Mapping[str, int] | None
+    ) -> Plan:
         if not 1 <= request.count <= MAX_IMAGES:
             raise ApiError("invalid_request", f"numberOfImages must be from 1 to {MAX_IMAGES}.", field="numberOfImages")
         if request.priority not in PRIORITIES:
@@ -59,7 +88,6 @@ class Planner:
         order = validate_params(self.catalog, request.params, mode=request.mode, references=len(request.sources))
         if request.turns or request.priority != order.priority:
             order = replace(order, priority=request.priority, turns=request.turns)
-        usable = await self.accounts.find_usable(owner)
         appraisals = {
             account: self.appraiser.appraise(provider, order, len(request.sources))
             for account, provider in usable.items()

@@ -140,7 +140,8 @@ class OrderService:
         checking = self.limits.check_order(caller, quotes) if has_work else self.limits.check_possible(quotes)
         if (repeated := await self._refused_repeat(record, checking)) is not None:
             return repeated
-        await self._check_callback_urls(orders, details)
+        if has_work:
+            await self._check_callback_urls(orders, details)
         batch = new_batch_id()
         owner, sources = reference_owner(batch), [source for order in orders for source in order.request.sources]
         try:
@@ -201,6 +202,9 @@ class OrderService:
         """Store the references of each order; their positions are counted over all of them."""
         stored, count = list[list[StoredImage]](), 0
         for number, order in enumerate(orders, 1):
+            if not order.request.sources:
+                stored.append([])
+                continue
             model = order.plan.order.params.model
             with naming_order(number, len(orders)):
                 stored.append(await self.references.store(caller, owner, order.request, model, first=count))

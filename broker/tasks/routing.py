@@ -89,6 +89,10 @@ class Router:
         pools = [await self.accounts.find_pool(name) for name in dict.fromkeys(accounts)]
         return {pool.name: state.status_of(pool) for pool in pools if pool is not None and not pool.is_removed}
 
+    async def read_limits(self) -> LimitState:
+        """Return what the database says about the operator's accounts; the same object until it is read again."""
+        return await self._state.get()
+
     async def is_paused(self, provider: str) -> bool:
         """Return whether an operator paused a provider."""
         return provider in (await self._state.get()).paused

@@ -52,8 +52,11 @@ def _full_name(request: HTTPConnection, name: str) -> str:
 
 
 def _read(request: HTTPConnection, name: str) -> str | None:
+    headers = request.headers.getlist("cookie")
+    if not headers:
+        return None
     wanted = _full_name(request, name)
-    pairs = [pair.strip().partition("=") for header in request.headers.getlist("cookie") for pair in header.split(";")]
+    pairs = [pair.strip().partition("=") for header in headers for pair in header.split(";")]
     values = {value for found, _, value in pairs if found == wanted}
     return values.pop() if len(values) == 1 else None
 
