@@ -30,6 +30,8 @@ from storage.states import ENDED_STATUSES, STATUS_FILTERS, TaskState, public_sta
 
 DUE_CHANNEL = "due"
 """Channel that wakes workers."""
+ENDED_CHANNEL = "ended"
+"""Channel that wakes what waits for the end of tasks, whichever these are."""
 
 
 def task_channel(task_id: str) -> str:
@@ -157,7 +159,7 @@ class DueWork:
 
     due: by state, the next step of a task without a lease. queued: by provider, the next submission.
     has_own_lanes: a task is queued for an account of a user.
-    queue_deadline_at: the first deadline of a queued task. has_callbacks: a callback waits to be processed.
+    queue_deadline_at: the first deadline of a queued task. has_callbacks: one waits to be processed.
     delivery_at: the next webhook.
     """
 
@@ -282,8 +284,13 @@ class Tasks:
             ORDER BY due_at LIMIT :limit"""
         return await fetch_as(self.database, Task, sql, before=before, limit=limit)
 
-    async def get_due_work(self, states: Sequence[TaskState], providers: Sequence[str], now: float) -> DueWork:
-        """Return in one query when the next work of each kind is due."""
+    async def get_due_work(
+        self, states: Sequence[TaskState], providers: Sequence[str], now: float, *, callbacks_in_hand: int = 0
+    ) -> DueWork:
+        """Return in one query when the next work of each kind is due.
+
+        callbacks_in_hand: unprocessed callbacks that the caller is processing.
+        """
         free = "lease_until <= :now"
         numbered = {f"p{number}": provider for number, provider in enumerate(providers)}
         queries = [
@@ -301,8 +308,10 @@ class Tasks:
                 (SELECT 1 FROM tasks WHERE state = 'queued' AND provider LIKE '%@%' LIMIT 1) AS own_lane,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
                     ORDER BY due_at LIMIT 1) AS delivery,
-                (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL LIMIT 1) AS callback""",
+                (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL
+                    LIMIT 1 OFFSET :in_hand) AS callback""",
             now=now,
+            in_hand=callbacks_in_hand,
             **numbered,
         )
         due_at = {name: math.inf if value is None else value for name, value in row.items()}

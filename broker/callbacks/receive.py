@@ -12,11 +12,12 @@ from broker.callbacks.verification import CallbackVerifier, VerifiedCallback
 from broker.clock import Clock
 from broker.metrics import Metrics
 from broker.reports import Pending, Report
+from broker.tasks.steps.callbacks import CallbackQueue
 from storage.callbacks import NO_CONTENT, Callbacks, StoredCallback
 from storage.ids import new_callback_id
 from storage.sql.database import Statement
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL
+from storage.tasks import DUE_CHANNEL, Task
 from webhooks import verification
 from webhooks.redaction import Redactor
 from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS
@@ -37,6 +38,7 @@ class CallbackReceiver:
     clock: Clock
     verifier: CallbackVerifier
     callbacks: Callbacks
+    queue: CallbackQueue
     metrics: Metrics
     redactor: Redactor
     list_secrets: Callable[[str], Awaitable[Sequence[str]]]
@@ -58,18 +60,23 @@ class CallbackReceiver:
             if _concerns_deleted_task(verified):
                 stored = replace(stored, **NO_CONTENT)
             if verified.evidence.is_proven:
-                await self._insert(stored, self.callbacks.insert_callback(stored))
+                await self._insert(stored, verified.task, self.callbacks.insert_callback(stored))
             else:
                 async with self._unproven_lock:
                     insert = self.callbacks.insert_unproven(stored, max_bytes=MAX_UNPROVEN_BYTES)
-                    await self._insert(stored, *insert)
+                    await self._insert(stored, verified.task, *insert)
             if decision.verification == Verification.ACCEPT and stored.job_ended_at is not None:
                 lag_seconds = max(0.0, stored.received_at - stored.job_ended_at)
                 self.metrics.callback_lag.labels(stored.provider).observe(lag_seconds)
         return decision
 
-    async def _insert(self, stored: StoredCallback, *statements: Statement) -> None:
-        await self.callbacks.database.transact(*statements, wake=(DUE_CHANNEL,) if stored.is_relevant else ())
+    async def _insert(self, stored: StoredCallback, task: Task | None, *statements: Statement) -> None:
+        """Write a callback; then this process goes on with it, or all workers are woken."""
+        goes_on = stored.is_relevant and task is not None and self.queue.is_open
+        wake = (DUE_CHANNEL,) if stored.is_relevant and not goes_on else ()
+        await self.callbacks.database.transact(*statements, wake=wake)
+        if goes_on and task is not None:
+            self.queue.take(stored, task)
 
     def _to_stored(self, incoming: IncomingCallback, verified: VerifiedCallback, redactor: Redactor) -> StoredCallback:
         now, task = self.clock.now(), verified.task

@@ -14,7 +14,7 @@ from broker.conversations.service import TURNS_CHANNEL
 from broker.logs import log, safe_exc_info
 from storage.conversations.turns import Turns
 from storage.errors import StorageError
-from storage.tasks import DUE_CHANNEL
+from storage.tasks import ENDED_CHANNEL
 
 IDLE_SECONDS: Final = 2.0
 """A turn that another process left behind is found within this time."""
@@ -50,7 +50,7 @@ class TurnKeeper:
 
     async def _keep(self) -> None:
         database = self.turns.database
-        with database.listen(TURNS_CHANNEL) as added, database.listen(DUE_CHANNEL) as changed:
+        with database.listen(TURNS_CHANNEL) as added, database.listen(ENDED_CHANNEL) as changed:
             while True:
                 try:
                     is_busy = await self.keep_once()

@@ -57,7 +57,7 @@ class Outbox:
         if url is None:
             return OutgoingEvents()
         if isinstance(chosen, RequestFormat):
-            return await self._enqueue_request_event(before, after, url, chosen, now, results)
+            return await self._enqueue_request_event(before, after, url, chosen, results)
         event, body = await self._event_of_change(before, after, chosen, now, results)
         if event is None or body is None:
             return OutgoingEvents()
@@ -69,14 +69,13 @@ class Outbox:
         after: Task,
         url: str,
         chosen: RequestFormat,
-        now: float,
         results: Sequence[StoredImage],
     ) -> OutgoingEvents:
         """Return the statement that writes the event of a request if this is the last of its tasks to end.
 
         Two of them may end at the same time, and neither sees the other: then one is Stale, and sees it afterwards.
         """
-        event = event_between(before.status, after.status)
+        event, now = event_between(before.status, after.status), self.clock.now()
         if event is None:
             return OutgoingEvents()
         read = await self.tables.tasks.list_of_batch(after.batch)

@@ -47,7 +47,7 @@ from broker.tasks.pins import TaskPins
 from broker.tasks.queries import TaskQueries
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
-from broker.tasks.running import LeaseKeeper, RunningSteps
+from broker.tasks.running import LeaseKeeper, NextSteps, RunningSteps
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
 from broker.tasks.steps.download import DownloadStep
@@ -107,11 +107,20 @@ class Services(AccountServices):
             outbox=Outbox(clock=self.clock, tables=self.tables, formats=self.webhook_formats),
             metrics=self.metrics,
             router=self.router,
+            next_steps=self.next_steps,
         )
 
     @cached_property
     def running_steps(self) -> RunningSteps:
         return RunningSteps(tasks=self.tables.tasks, metrics=self.metrics)
+
+    @cached_property
+    def next_steps(self) -> NextSteps:
+        return NextSteps(clock=self.clock, running=self.running_steps, lease_seconds=self.settings.lease)
+
+    @cached_property
+    def callback_queue(self) -> CallbackQueue:
+        return CallbackQueue(step=self.callback_step, running=self.running_steps, next_steps=self.next_steps)
 
     @cached_property
     def callback_step(self) -> CallbackStep:
@@ -189,13 +198,14 @@ class Services(AccountServices):
             tasks=self.tables.tasks,
             steps=self._steps(),
             submissions=self.submissions,
-            callbacks=CallbackQueue(step=self.callback_step, running=running),
+            callbacks=self.callback_queue,
             deliverer=self.deliverer,
             retention=Retention(
                 clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
             ),
             balances=self.balances,
             running=running,
+            next_steps=self.next_steps,
             leases=LeaseKeeper(
                 clock=clock, running=running, deliverer=self.deliverer, lease_seconds=self.settings.lease
             ),
@@ -361,6 +371,7 @@ class Services(AccountServices):
             clock=self.clock,
             verifier=self.verifier,
             callbacks=self.tables.callbacks,
+            queue=self.callback_queue,
             metrics=self.metrics,
             redactor=Redactor(known_secrets(self.settings, self.tokens.secrets)),
             list_secrets=self.accounts.list_secrets,

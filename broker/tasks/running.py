@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from broker.clock import Clock
 from broker.logs import log, safe_exc_info
@@ -29,6 +30,8 @@ OWN_CONCURRENCY: Final = 32
 """Submissions at a time to all accounts of users together, beside the others."""
 ACCOUNT_CONCURRENCY: Final = 8
 """Of them to one account: a provider that answers one user slowly delays neither the others nor the operator."""
+MAX_SLEEP_SECONDS: Final = 1.0
+"""A worker looks for due work this often even without a notification."""
 MIN_GRACE_SECONDS: Final = 3.0
 """Shortest delay of recovery after an outage of the database."""
 
@@ -56,6 +59,8 @@ class RunningStep:
     slots: SlotUse = SHARED_SLOTS
     lease_holder: str = ""
     """Of its tasks' lease; empty without one."""
+    is_quiet: bool = False
+    """Nothing waits for its end, so that wakes no worker."""
 
 
 @dataclass(kw_only=True)
@@ -65,6 +70,10 @@ class RunningSteps:
     tasks: Tasks
     metrics: Metrics
     _steps: dict[asyncio.Task[bool], RunningStep] = field(default_factory=dict)
+    _used: Counter[tuple[TaskState | None, SlotUse]] = field(default_factory=Counter)
+    """Number of steps by the slots that they take."""
+    _stepping: Counter[tuple[TaskState, str]] = field(default_factory=Counter)
+    """Number of steps of each task, by the state that names them."""
 
     @property
     def count(self) -> int:
@@ -72,29 +81,39 @@ class RunningSteps:
 
     def free_slots(self, state: TaskState, slots: SlotUse = SHARED_SLOTS) -> int:
         """Return the free slots of a state; a state outside `CONCURRENCY` has one. slots: of which kind."""
-        used = [step.slots for step in self._steps.values() if step.state == state]
         if slots.account:
-            of_users = [one.account for one in used if one.account]
-            return min(OWN_CONCURRENCY - len(of_users), ACCOUNT_CONCURRENCY - of_users.count(slots.account))
-        return (HELD_CONCURRENCY if slots.held_by else CONCURRENCY.get(state, 1)) - used.count(slots)
+            used = [(one, count) for (of, one), count in self._used.items() if of == state and one.account]
+            of_account = sum(count for one, count in used if one.account == slots.account)
+            return min(OWN_CONCURRENCY - sum(count for _, count in used), ACCOUNT_CONCURRENCY - of_account)
+        return (HELD_CONCURRENCY if slots.held_by else CONCURRENCY.get(state, 1)) - self._used[state, slots]
 
-    def has_step_of(self, task: Task) -> bool:
+    def has_step_of(self, task_id: str, state: TaskState) -> bool:
         """Return whether a step of this task and state is in progress here."""
-        wanted = _step_state(task.state)
-        return any(
-            step.state is not None and _step_state(step.state) == wanted and task.id in step.task_ids
-            for step in self._steps.values()
-        )
+        return (_step_state(state), task_id) in self._stepping
 
     def start(self, work: Awaitable[object], name: str, step: RunningStep = RunningStep()) -> None:
-        """Begin a step, with its errors contained; a worker is woken when it ends."""
+        """Begin a step, with its errors contained; a worker is woken when it ends, if anything may wait for that."""
         future = asyncio.create_task(self.contain_errors(work, "".join(step.task_ids[:1]), name))
         self._steps[future] = step
+        self._count(step, 1)
         future.add_done_callback(self._remove)
 
     def _remove(self, future: asyncio.Task[bool]) -> None:
-        self._steps.pop(future, None)
-        self.tasks.database.notify(DUE_CHANNEL)
+        step = self._steps.pop(future)
+        # while slots were free, all that was due has been claimed
+        was_awaited = not step.is_quiet and (step.state is None or self.free_slots(step.state, step.slots) <= 0)
+        self._count(step, -1)
+        if was_awaited:
+            self.tasks.database.notify(DUE_CHANNEL)
+
+    def _count(self, step: RunningStep, difference: int) -> None:
+        keys: list[tuple[Counter[Any], Any]] = [(self._used, (step.state, step.slots))]
+        if step.state is not None:
+            keys += [(self._stepping, (_step_state(step.state), task_id)) for task_id in step.task_ids]
+        for counter, key in keys:
+            counter[key] += difference
+            if not counter[key]:
+                del counter[key]
 
     async def contain_errors(self, work: Awaitable[object], task_id: str, name: str) -> bool:
         """Await work; return whether it succeeded. An error of one task must not stop the others."""
@@ -134,6 +153,48 @@ class RunningSteps:
 
 
 @dataclass(kw_only=True)
+class NextSteps:
+    """Steps that begin with the row that this process has just written, under a lease of the same transaction.
+
+    So they need no notification, no query and no claim. If the process dies, they are due when the lease ends.
+    """
+
+    clock: Clock
+    running: RunningSteps
+    lease_seconds: float
+    start: Callable[[Task], None] | None = None
+    """Begins the step of a leased task; None while no worker runs in this process."""
+    _promised: Counter[TaskState] = field(default_factory=Counter)
+    """Slots of steps whose rows are being written."""
+
+    def promise(self, task_id: str, state: TaskState) -> Lease | None:
+        """Return the lease of a step that begins here after the commit; None if it is left to a claim.
+
+        Its slot is kept until `begin` or `forgo`.
+        """
+        if (
+            self.start is None
+            or self.running.free_slots(state) <= self._promised[state]
+            or self.running.has_step_of(task_id, state)
+        ):
+            return None
+        self._promised[state] += 1
+        return new_lease(self.clock, self.lease_seconds)
+
+    async def begin(self, task: Task) -> None:
+        """Begin the step of a task that has a promised lease now; if the worker has stopped, end the lease."""
+        self.forgo(task.state)
+        if self.start is not None:
+            self.start(task)
+        else:
+            await self.running.tasks.renew([(task.id, task.leased_by)], 0.0)
+
+    def forgo(self, state: TaskState) -> None:
+        """Give a promised slot back."""
+        self._promised[state] -= 1
+
+
+@dataclass(kw_only=True)
 class LeaseKeeper:
     """Renews the leases of running steps and deliveries, and delays recovery after a database outage.
 
@@ -159,7 +220,7 @@ class LeaseKeeper:
         self._recover_from = self.clock.monotonic() + max(self.lease_seconds, MIN_GRACE_SECONDS)
 
     def create_lease(self) -> Lease:
-        return Lease(holder=secrets.token_hex(8), until=self.clock.now() + self.lease_seconds)
+        return new_lease(self.clock, self.lease_seconds)
 
     async def keep(self) -> None:
         """Renew leases until canceled."""
@@ -172,6 +233,11 @@ class LeaseKeeper:
             except StorageError as error:
                 log.error("leases could not be renewed", action="store_unavailable", why=str(error))
                 self.record_outage()
+
+
+def new_lease(clock: Clock, seconds: float) -> Lease:
+    """Return a lease with a new holder."""
+    return Lease(holder=secrets.token_hex(8), until=clock.now() + seconds)
 
 
 def _step_state(state: TaskState) -> TaskState:

@@ -15,22 +15,26 @@ from typing import Any, Final
 from broker.clock import Clock
 from broker.logs import log
 from broker.metrics import Metrics
-from broker.notifications.outbox import Outbox
+from broker.notifications.outbox import Outbox, OutgoingEvents
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import LEARNED_BY_CHECK, Changes
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
+from broker.tasks.running import MAX_SLEEP_SECONDS, NextSteps
 from storage.attempts import Attempt, Attempts
 from storage.ids import provider_of
 from storage.images import Images, StoredImage
 from storage.limits.settlement import settle_task
 from storage.sql.database import Stale, Statement
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL, Task, Tasks, task_channel
+from storage.tasks import DUE_CHANNEL, ENDED_CHANNEL, Lease, Task, Tasks, task_channel
 
 MAX_GUARDED: Final = 10
 """Tries to write the end of a task while others of its request end, which each of them does once."""
+
+JOB_STATES: Final = frozenset({TaskState.SUBMITTING, TaskState.WAITING})
+"""States of tasks that occupy a place at their provider."""
 
 Decision = Callable[[Task, Attempt | None], Changes]
 """Returns what to change, given the row and one attempt as they are now."""
@@ -58,6 +62,7 @@ class Transitions:
     outbox: Outbox
     metrics: Metrics
     router: Router
+    next_steps: NextSteps
 
     async def apply(
         self,
@@ -88,6 +93,7 @@ class Transitions:
             attempt = None if about is None else await self._read_attempt(seen, task, about)
             changes = decide(task, attempt)
             values = _row_values(seen, task, changes, is_leased=is_leased)
+            lease = self._promise_next_step(task, values)
             number = task.attempt if about is None else attempt.number if attempt else 0
             if not values and not (number and changes.attempt) and not also:
                 return task
@@ -99,9 +105,11 @@ class Transitions:
             update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
             settling = settle_task(task) if _must_settle(task, changes) else []
             change = (*events.guards, update, *inserts, *ledger, *settling, *events.statements, *also)
+            row: Task | None = None
             begun = self.clock.monotonic()
             try:
-                await self.tasks.database.transact(*change, wake=(DUE_CHANNEL, task_channel(task.id)))
+                await self.tasks.database.transact(*change, wake=self._channels(task, values, lease, events))
+                row = replace(task, **values, version=task.version + 1)
             except Stale:
                 fresh = await self.tasks.get(task.id)
                 guarded += bool(events.guards)
@@ -113,10 +121,37 @@ class Transitions:
                 if also or not await self._was_committed(fresh, task, changes):
                     task = fresh
                     continue
+                row = fresh
             finally:
+                if lease and row is None:
+                    self.next_steps.forgo(TaskState.FETCHING)
                 self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
             self.record_change(task, changes, report)
+            if lease and row is not None:
+                await self.next_steps.begin(row)
             return task
+
+    def _promise_next_step(self, task: Task, values: dict[str, Any]) -> Lease | None:
+        """Put a lease of this process into the columns of a task that goes on with a step which can begin here."""
+        if values.get("state") != TaskState.FETCHING or values["due_at"] > self.clock.now():
+            return None
+        lease = self.next_steps.promise(task.id, TaskState.FETCHING)
+        if lease is not None:
+            values |= {"lease_until": lease.until, "leased_by": lease.holder}
+        return lease
+
+    def _channels(
+        self, task: Task, values: Mapping[str, Any], lease: Lease | None, events: OutgoingEvents
+    ) -> Sequence[str]:
+        """Return the channels that a change wakes: of its task, and of workers if it gives them anything to do soon."""
+        channels = [task_channel(task.id)]
+        is_due = lease is None and values.get("due_at", task.due_at) < self.clock.now() + MAX_SLEEP_SECONDS
+        is_place_free = task.state in JOB_STATES and values.get("state", task.state) not in JOB_STATES
+        if is_due or is_place_free or events.statements:
+            channels.append(DUE_CHANNEL)
+        if values.get("ended_at") is not None:
+            channels.append(ENDED_CHANNEL)
+        return channels
 
     async def apply_report(
         self,
@@ -130,8 +165,8 @@ class Transitions:
         outlives_lease: bool = True,
         is_paid: bool = False,
         learned_by: str | None = None,
-    ) -> None:
-        """Apply the lifecycle's decision on a report about one attempt.
+    ) -> Task | None:
+        """Apply the lifecycle's decision on a report about one attempt; return what `apply` returns.
 
         number: of the attempt, the current one if None. attempt: its row, as it was with this version of the task, if
         the caller has it. learned_by: for the ledger, if it is an end.
@@ -145,7 +180,7 @@ class Transitions:
                 return changes
             return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
 
-        await self.apply(
+        return await self.apply(
             task,
             decide,
             about=AttemptSubject(number=number, known=attempt),
@@ -178,16 +213,18 @@ class Transitions:
         onward = await self.router.find_other(task)
         await self.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt, onward=onward))
 
-    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> Task:
-        """Write the intent to submit, and return the row with it; the caller calls `record_change` then.
+    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> tuple[Task, int]:
+        """Write the intent to submit; the caller calls `record_change` then.
+
+        Return the row with it, and the number of failed submissions in a row of the key before it.
 
         reserving: statements that write the attempt if the provider has capacity. Raises `Stale` without capacity or
         when another process changed the row, `StorageError` when it is unknown whether the intent was written.
         """
-        await self.tasks.database.transact(
+        _, locked, *_ = await self.tasks.database.transact(
             self.tasks.update_task(task, **intent.task), *reserving, wake=(task_channel(task.id),)
         )
-        return replace(task, **intent.task, version=task.version + 1)
+        return replace(task, **intent.task, version=task.version + 1), int(locked.rows[0]["errors"])
 
     async def release(self, task: Task) -> None:
         """End the lease of a task without a change."""

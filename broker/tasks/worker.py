@@ -17,7 +17,14 @@ from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
 from broker.tasks import retention
 from broker.tasks.retention import ClockGuard, Retention
-from broker.tasks.running import SHARED_SLOTS, LeaseKeeper, RunningStep, RunningSteps
+from broker.tasks.running import (
+    MAX_SLEEP_SECONDS,
+    SHARED_SLOTS,
+    LeaseKeeper,
+    NextSteps,
+    RunningStep,
+    RunningSteps,
+)
 from broker.tasks.steps.callbacks import CallbackQueue
 from broker.tasks.steps.table import StepTable
 from broker.tasks.submissions import SubmissionQueue
@@ -25,7 +32,6 @@ from storage.errors import StorageError
 from storage.states import ACTIVE_STATES, FINAL_STATES, TaskState
 from storage.tasks import DUE_CHANNEL, DueWork, Task, Tasks
 
-MAX_SLEEP_SECONDS: Final = 1.0
 LOCKED_PAUSE_SECONDS: Final = 0.1
 """Pause when every due task was locked by another worker."""
 SLOW_QUERY_SECONDS: Final = 1.0
@@ -50,6 +56,7 @@ class Worker:
     retention: Retention
     balances: BalanceMonitor
     running: RunningSteps
+    next_steps: NextSteps
     leases: LeaseKeeper
     clock_guard: ClockGuard
     chores: Mapping[str, Callable[[], Awaitable[object]]] = field(default_factory=dict)
@@ -67,10 +74,12 @@ class Worker:
         await self.running.contain_errors(self.retention.apply_shorter_retention(), "", "retention")
         with self.tasks.database.listen(DUE_CHANNEL) as subscription:
             keeper = asyncio.create_task(self.leases.keep(), name="lease-keeper")
+            self.next_steps.start = self._start_step
             try:
                 while not self._stopping.is_set():
                     await subscription.wait(await self.poll_once())
             finally:
+                self.next_steps.start = None
                 await self.drain()
                 keeper.cancel()
                 await asyncio.gather(keeper, return_exceptions=True)
@@ -78,6 +87,7 @@ class Worker:
     def stop(self) -> None:
         """Begin no further step."""
         self._stopping.set()
+        self.next_steps.start = None
         self.tasks.database.notify(DUE_CHANNEL)
 
     async def clean_up(self) -> int:
@@ -117,7 +127,9 @@ class Worker:
         """Return what is due, and when."""
         begun = self.clock.monotonic()
         house = list(self.submissions.accounts.house)
-        due_work = await self.tasks.get_due_work(self._due_states(), house, self.clock.now())
+        due_work = await self.tasks.get_due_work(
+            self._due_states(), house, self.clock.now(), callbacks_in_hand=self.callbacks.count
+        )
         if due_work.has_own_lanes:
             own = await self.submissions.lanes.read_due()
             due_work = replace(due_work, queued={**due_work.queued, **own})
@@ -186,12 +198,15 @@ class Worker:
     async def _start_all(self, tasks: Sequence[Task]) -> None:
         """Start the step of each task, unless it still runs here: its lease ended, but its outcome is needed."""
         for task in tasks:
-            if self.running.has_step_of(task):
+            if self.running.has_step_of(task.id, task.state):
                 await self.tasks.renew([(task.id, task.leased_by)], self.clock.now() + MAX_SLEEP_SECONDS)
             else:
-                slots = self.submissions.slots_of(task.provider) if task.state == TaskState.QUEUED else SHARED_SLOTS
-                step = RunningStep(task_ids=(task.id,), state=task.state, slots=slots, lease_holder=task.leased_by)
-                self.running.start(self._run_step(task), task.state.value, step)
+                self._start_step(task)
+
+    def _start_step(self, task: Task) -> None:
+        slots = self.submissions.slots_of(task.provider) if task.state == TaskState.QUEUED else SHARED_SLOTS
+        step = RunningStep(task_ids=(task.id,), state=task.state, slots=slots, lease_holder=task.leased_by)
+        self.running.start(self._run_step(task), task.state.value, step)
 
     async def _run_step(self, task: Task) -> None:
         """Run the step of a task. After an error it is repeated when its lease ends."""

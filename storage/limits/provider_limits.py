@@ -149,7 +149,8 @@ class ProviderLimits:
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
         """Write the attempt if its key has capacity and its provider is not paused; otherwise `Stale`.
 
-        1. Lock the key's row, so that transactions count one after the other. 2. Count, and write. It follows the
+        1. Lock the key's row, so that transactions count one after the other, and return its `errors`. 2. Count, and
+        write. It follows the
         statement that makes the task `submitting`, so the task itself counts as one running job. The key of a user must
         be active; see `ProviderKeys.retire_key`.
         """
@@ -158,7 +159,8 @@ class ProviderLimits:
         lock = Statement(
             sql="""INSERT INTO provider_limits (provider, key_id, paused_until, errors, reason)
                 VALUES (:provider, :key_id, 0, 0, '')
-                ON CONFLICT (provider, key_id) DO UPDATE SET errors = provider_limits.errors""",
+                ON CONFLICT (provider, key_id) DO UPDATE SET errors = provider_limits.errors
+                RETURNING errors""",
             params=account,
         )
         insert = Statement(

@@ -37,9 +37,9 @@ async def test_unknown_outcome_stays_with_the_payer_when_the_key_is_removed_late
         sent = await claim()
         order = await step.orders.build_order(sent, keeps_history=False)
         own = await services.accounts.find_own(alice)
-        row = await step._begin_submission(sent, order, own[task.provider])
-        assert row is not None
-        await services.transitions.record_unknown(row)
+        begun = await step._begin_submission(sent, order, own[task.provider])
+        assert begun is not None
+        await services.transitions.record_unknown(begun.task)
         await services.provider_keys.remove_key(alice, "kie")
         clock.advance(3)
         await services.worker.steps.run(await claim())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -13,13 +13,13 @@ from broker.net.documents import parse_off_loop
 from broker.providers.base import Provider
 from broker.reports import Finished, Pending, Report
 from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
-from broker.tasks.running import RunningStep, RunningSteps
+from broker.tasks.running import NextSteps, RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
 from storage.callbacks import StoredCallback
 from storage.sql.database import Stale
 from storage.states import TaskState
 from storage.tables import Tables
-from storage.tasks import Task
+from storage.tasks import DUE_CHANNEL, Task
 from webhooks.redaction import MASK
 from webhooks.verification import MalformedBody, Verification, parse_body
 
@@ -36,24 +36,31 @@ class CallbackStep:
     transitions: Transitions
 
     async def process_callbacks(self, task_id: str) -> None:
+        """Process the stored callbacks of a task, in the order of arrival."""
         for callback in await self.tables.callbacks.list_unprocessed(task_id):
-            task = await self.tables.tasks.get(task_id)
-            is_deleted = task is None or task.state == TaskState.EXPIRED
-            mark = self.tables.callbacks.mark_without_content if is_deleted else self.tables.callbacks.mark_processed
-            mark_processed = mark(callback, self.transitions.clock.now())
-            if task is None:
-                with contextlib.suppress(Stale):
-                    await self.tables.database.transact(mark_processed)
-                continue
-            report = await self.report_of(task, callback)
-            await self.transitions.apply_report(
-                task,
-                report,
-                callback.attempt or await self.attempt_number(task, report),
-                also=(mark_processed,),
-                is_leased=False,
-                learned_by=LEARNED_BY_CALLBACK,
-            )
+            await self.process_callback(callback, await self.tables.tasks.get(task_id))
+
+    async def process_callback(self, callback: StoredCallback, task: Task | None) -> None:
+        """Process one stored callback. task: the one that it concerns; its row may have changed since it was read."""
+        callbacks, database = self.tables.callbacks, self.tables.database
+        is_deleted = task is None or task.state == TaskState.EXPIRED
+        mark = callbacks.mark_without_content if is_deleted else callbacks.mark_processed
+        mark_processed = mark(callback, self.transitions.clock.now())
+        if task is None:
+            with contextlib.suppress(Stale):
+                await database.transact(mark_processed)
+            return
+        report = await self.report_of(task, callback)
+        row = await self.transitions.apply_report(
+            task,
+            report,
+            callback.attempt or await self.attempt_number(task, report),
+            also=(mark_processed,),
+            is_leased=False,
+            learned_by=LEARNED_BY_CALLBACK,
+        )
+        if row is not None and row.state == TaskState.EXPIRED and not is_deleted:
+            await database.transact(callbacks.delete_of_expired(task.id))
 
     async def attempt_number(self, task: Task, report: Report) -> int | None:
         """Return the attempt with the job of a callback whose URL names none; None if there is none."""
@@ -84,23 +91,65 @@ def _parse_report(provider: Provider, callback: StoredCallback) -> Report:
 
 @dataclass(kw_only=True)
 class CallbackQueue:
-    """The tasks with unprocessed callbacks."""
+    """The callbacks that this process processes: those that it received, and all others that are in the inbox."""
 
     step: CallbackStep
     running: RunningSteps
+    next_steps: NextSteps
     _task_ids: set[str] = field(default_factory=set)
     """Tasks whose callbacks are being processed."""
+    _has_more: bool = False
+    """A callback was left in the inbox until one of these has ended."""
+
+    @property
+    def count(self) -> int:
+        """Number of tasks whose callbacks are being processed."""
+        return len(self._task_ids)
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether a worker runs in this process, so that `take` is of use."""
+        return self.next_steps.start is not None
+
+    def take(self, callback: StoredCallback, task: Task) -> None:
+        """Process a callback that was just stored, or leave it to the next look into the inbox."""
+        if self.is_open and self._may_begin(task.id):
+            self._begin(task.id, partial(self.step.process_callback, callback, task))
+        else:
+            self.running.tasks.database.notify(DUE_CHANNEL)
 
     async def start_due(self) -> None:
-        """Begin to process callbacks, one step per task."""
+        """Begin to process what is in the inbox, one step per task."""
         callbacks = self.step.tables.callbacks
         for task_id in await callbacks.tasks_with_unprocessed(CONCURRENCY + len(self._task_ids)):
-            if task_id not in self._task_ids and len(self._task_ids) < CONCURRENCY:
-                self._task_ids.add(task_id)
-                self.running.start(self._process(task_id), "callbacks", RunningStep(task_ids=(task_id,)))
+            if self._may_begin(task_id):
+                self._begin(task_id, partial(self.step.process_callbacks, task_id))
 
-    async def _process(self, task_id: str) -> None:
-        """Process the callbacks of a task. After an error they stay in the inbox and are tried again a little later."""
-        succeeded = await self.running.contain_errors(self.step.process_callbacks(task_id), task_id, "callbacks")
-        delay = 0.0 if succeeded else RETRY_SECONDS
-        asyncio.get_running_loop().call_later(delay, self._task_ids.discard, task_id)
+    def _may_begin(self, task_id: str) -> bool:
+        may_begin = task_id not in self._task_ids and len(self._task_ids) < CONCURRENCY
+        self._has_more |= not may_begin
+        return may_begin
+
+    def _begin(self, task_id: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._task_ids.add(task_id)
+        step = RunningStep(task_ids=(task_id,), is_quiet=True)
+        self.running.start(self._process(task_id, work), "callbacks", step)
+
+    async def _process(self, task_id: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Process callbacks of a task. After an error they stay in the inbox and are tried again a little later."""
+        try:
+            succeeded = await self.running.contain_errors(work(), task_id, "callbacks")
+        except BaseException:
+            self._end(task_id)
+            raise
+        if succeeded:
+            self._end(task_id)
+        else:
+            self._has_more = True
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._end, task_id)
+
+    def _end(self, task_id: str) -> None:
+        self._task_ids.discard(task_id)
+        if self._has_more:
+            self._has_more = False
+            self.running.tasks.database.notify(DUE_CHANNEL)

@@ -35,6 +35,17 @@ MAX_RESERVATIONS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class BegunSubmission:
+    """A submission whose intent is durable."""
+
+    task: Task
+    attempt: Attempt | None = None
+    """None if the task was read again, and may have changed since."""
+    errors: int | None = None
+    """Failed submissions in a row of its key before it; None if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubmitStep:
     """Submits orders to providers."""
 
@@ -74,7 +85,7 @@ class SubmitStep:
         if provider is None:
             await self.transitions.release(task)
         elif order is not None and (begun := await self._begin_submission(task, order, provider)) is not None:
-            await self._submit_order(*begun, order, provider)
+            await self._submit_order(begun, order, provider)
 
     async def _is_removed(self, account: str) -> bool:
         pool = await self.accounts.find_pool(account)
@@ -103,13 +114,8 @@ class SubmitStep:
             return Failed(code="storage_full", message=str(error), retryable=True, billed="no", sent=False)
         return None
 
-    async def _begin_submission(
-        self, task: Task, order: Order, provider: Provider
-    ) -> tuple[Task, Attempt | None] | None:
-        """Write the intent; return the rows with it, or None if the key has no capacity or the task changed.
-
-        The attempt is None where the task was read again.
-        """
+    async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> BegunSubmission | None:
+        """Write the intent; return what was written, or None if the key has no capacity or the task changed."""
         now, number = self.transitions.clock.now(), task.attempt + 1
         attempt = Attempt(
             task_id=task.id,
@@ -131,25 +137,27 @@ class SubmitStep:
         reserving = self.limits.reserve_submission(attempt, account_limits(provider))
         try:
             async with self.reservations:
-                row: Task | None = await self.transitions.begin_submission(task, intent, reserving)
-            known: Attempt | None = attempt
+                row, errors = await self.transitions.begin_submission(task, intent, reserving)
+            begun: BegunSubmission | None = BegunSubmission(task=row, attempt=attempt, errors=errors)
         except (Stale, StorageError):
-            row, known = await self._find_intent(task, number), None
-        if row is None:
+            begun = await self._find_intent(task, number)
+        if begun is None:
             self.accounts.forget(task.provider)  # its key may have been removed
             await self.transitions.release(task)
             return None
         self.transitions.record_change(task, intent)
-        return row, known
+        return begun
 
-    async def _find_intent(self, task: Task, number: int) -> Task | None:
-        """Return the row if it says that this attempt was begun here, although the transaction did not."""
+    async def _find_intent(self, task: Task, number: int) -> BegunSubmission | None:
+        """Return the submission if the row says that it was begun here, although the transaction did not."""
         row = await _retry_storage(lambda: self.transitions.tasks.get(task.id), task)
         # under another lease it is the intent of another worker
-        is_ours = row and (row.state, row.attempt, row.leased_by) == (TaskState.SUBMITTING, number, task.leased_by)
-        return row if is_ours else None
+        if row and (row.state, row.attempt, row.leased_by) == (TaskState.SUBMITTING, number, task.leased_by):
+            return BegunSubmission(task=row)
+        return None
 
-    async def _submit_order(self, task: Task, attempt: Attempt | None, order: Order, provider: Provider) -> None:
+    async def _submit_order(self, intent: BegunSubmission, order: Order, provider: Provider) -> None:
+        task = intent.task
         url = self.callback_url(task.provider, task.id, task.attempt) if task.expects_callback else None
         begun = self.transitions.clock.monotonic()
         report: Report
@@ -166,17 +174,28 @@ class SubmitStep:
         self._record_request(provider, _outcome_label(report), begun)
         if isinstance(report, Failed):  # before the order is queued again, which may choose the same key
             await _retry_storage(lambda: self._update_cooldown(task, provider, report), task)
-        storing = partial(self.transitions.apply_report, task, report, task.attempt, attempt=attempt, is_paid=True)
+        # a success ends the cooldown of its key, also one that began after the intent
+        ending = [] if isinstance(report, Failed) else [self.limits.end_cooldown(task.provider, provider.key_id)]
+        storing = partial(
+            self.transitions.apply_report,
+            task,
+            report,
+            task.attempt,
+            attempt=intent.attempt,
+            also=ending,
+            is_paid=True,
+        )
         await _retry_storage(storing, task, job=report.job_id)
-        if not isinstance(report, Failed):
-            await self._update_cooldown(task, provider, report)
+        if ending and intent.errors != 0:
+            self.transitions.router.expire_statuses()
+            self.transitions.tasks.database.notify(DUE_CHANNEL)
 
     def _record_request(self, provider: Provider, outcome: str, begun: float) -> None:
         clock, metrics = self.transitions.clock, self.transitions.metrics
         metrics.submissions.labels(provider.name, outcome).inc()
         metrics.submission_seconds.labels(provider.name).observe(clock.monotonic() - begun)
 
-    async def _update_cooldown(self, task: Task, provider: Provider, report: Report | None) -> None:
+    async def _update_cooldown(self, task: Task, provider: Provider, report: Failed | None) -> None:
         clock, policy = self.transitions.clock, self.transitions.policy
         database, name, key_id = self.transitions.tasks.database, task.provider, provider.key_id
         failures = (await self.limits.get_load(name, key_id, clock.now())).errors

@@ -16,9 +16,8 @@ from broker.reports import Finished, Pending
 from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.services import Services
-from broker.tasks.running import CONCURRENCY, RunningStep
+from broker.tasks.running import CONCURRENCY, MAX_SLEEP_SECONDS, RunningStep
 from broker.tasks.submissions import account_limits
-from broker.tasks.worker import MAX_SLEEP_SECONDS
 from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.ids import reference_owner
