@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from broker.clock import Clock
@@ -50,7 +51,11 @@ class Outbox:
 
         results: of the task, which the same transaction inserts.
         """
+        if before.status == after.status and before.state != TaskState.SUBMITTING:
+            return OutgoingEvents()
         name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
+        if after.callback_url is None and name not in self._batch_formats:
+            return OutgoingEvents()
         chosen, url = self.formats[name], after.callback_url
         if isinstance(chosen, BatchFormat):
             return OutgoingEvents(statements=await self._enqueue_batch_events(before, after, chosen, now))
@@ -62,6 +67,11 @@ class Outbox:
         if event is None or body is None:
             return OutgoingEvents()
         return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
+
+    @cached_property
+    def _batch_formats(self) -> frozenset[str]:
+        """The formats whose webhooks go to the addresses of a batch; to ask for a protocol takes long."""
+        return frozenset(name for name, one in self.formats.items() if isinstance(one, BatchFormat))
 
     async def _enqueue_request_event(
         self,

@@ -27,6 +27,7 @@ from storage.ids import provider_of
 from storage.images import Images, StoredImage
 from storage.limits.settlement import settle_task
 from storage.sql.database import Stale, Statement
+from storage.sql.rows import changed_row
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, ENDED_CHANNEL, Lease, Task, Tasks, task_channel
 
@@ -101,15 +102,18 @@ class Transitions:
             if number and changes.attempt:
                 ledger = [self.attempts.update_attempt(task.id, number, **changes.attempt)]
             inserts = [self.images.insert_image(image) for image in results] if changes.task else []
-            events = await self.outbox.enqueue_event(task, replace(task, **values), results)
-            update = replace(self.tasks.update_task(task, **values), may_use_reserve=is_paid)
+            after = changed_row(task, {**values, "version": task.version + 1})
+            events = await self.outbox.enqueue_event(task, after, results)
+            update = self.tasks.update_task(task, **values)
+            if is_paid:
+                update = replace(update, may_use_reserve=True)
             settling = settle_task(task) if _must_settle(task, changes) else []
             change = (*events.guards, update, *inserts, *ledger, *settling, *events.statements, *also)
             row: Task | None = None
             begun = self.clock.monotonic()
             try:
                 await self.tasks.database.transact(*change, wake=self._channels(task, values, lease, events))
-                row = replace(task, **values, version=task.version + 1)
+                row = after
             except Stale:
                 fresh = await self.tasks.get(task.id)
                 guarded += bool(events.guards)
@@ -224,7 +228,7 @@ class Transitions:
         _, locked, *_ = await self.tasks.database.transact(
             self.tasks.update_task(task, **intent.task), *reserving, wake=(task_channel(task.id),)
         )
-        return replace(task, **intent.task, version=task.version + 1), int(locked.rows[0]["errors"])
+        return changed_row(task, {**intent.task, "version": task.version + 1}), int(locked.rows[0]["errors"])
 
     async def release(self, task: Task) -> None:
         """End the lease of a task without a change."""

@@ -87,6 +87,13 @@ def from_row(kind: type[T], row: Row) -> T:
     return read_row
 
 
+def changed_row(row: T, changes: Mapping[str, Any]) -> T:
+    """Return a row with other values in some of its columns, like `dataclasses.replace` at a tenth of its cost."""
+    changed = object.__new__(type(row))
+    vars(changed).update(vars(row), **changes)
+    return changed
+
+
 @lru_cache
 def _readers(kind: type) -> tuple[tuple[str, ...], list[tuple[str, Callable[[Any], Any]]]]:
     """Return the names of the fields, and the functions that convert the columns of those that need one."""
