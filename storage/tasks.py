@@ -30,8 +30,6 @@ from storage.states import ENDED_STATUSES, STATUS_FILTERS, TaskState, public_sta
 
 DUE_CHANNEL = "due"
 """Channel that wakes workers."""
-ENDED_CHANNEL = "ended"
-"""Channel that wakes what waits for the end of tasks, whichever these are."""
 
 
 def task_channel(task_id: str) -> str:
@@ -287,10 +285,7 @@ class Tasks:
     async def get_due_work(
         self, states: Sequence[TaskState], providers: Sequence[str], now: float, *, callbacks_in_hand: int = 0
     ) -> DueWork:
-        """Return in one query when the next work of each kind is due.
-
-        callbacks_in_hand: unprocessed callbacks that the caller is processing.
-        """
+        """Return in one query when the next work of each kind is due. callbacks_in_hand: that the caller processes."""
         free = "lease_until <= :now"
         numbered = {f"p{number}": provider for number, provider in enumerate(providers)}
         queries = [
@@ -306,8 +301,7 @@ class Tasks:
                 (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
                     ORDER BY deadline_at LIMIT 1) AS deadline,
                 (SELECT 1 FROM tasks WHERE state = 'queued' AND provider LIKE '%@%' LIMIT 1) AS own_lane,
-                (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free}
-                    ORDER BY due_at LIMIT 1) AS delivery,
+                (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free} ORDER BY due_at LIMIT 1) AS delivery,
                 (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL
                     LIMIT 1 OFFSET :in_hand) AS callback""",
             now=now,

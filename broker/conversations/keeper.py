@@ -12,9 +12,9 @@ from broker.conversations.deletion import ConversationDeleter
 from broker.conversations.release import TurnRelease
 from broker.conversations.service import TURNS_CHANNEL
 from broker.logs import log, safe_exc_info
+from broker.tasks.transitions import ENDED_CHANNEL
 from storage.conversations.turns import Turns
 from storage.errors import StorageError
-from storage.tasks import ENDED_CHANNEL
 
 IDLE_SECONDS: Final = 2.0
 """A turn that another process left behind is found within this time."""

@@ -51,10 +51,8 @@ class Outbox:
 
         results: of the task, which the same transaction inserts.
         """
-        if before.status == after.status and before.state != TaskState.SUBMITTING:
-            return OutgoingEvents()
         name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
-        if after.callback_url is None and name not in self._batch_formats:
+        if not self._may_announce(before, after, name):
             return OutgoingEvents()
         chosen, url = self.formats[name], after.callback_url
         if isinstance(chosen, BatchFormat):
@@ -67,6 +65,12 @@ class Outbox:
         if event is None or body is None:
             return OutgoingEvents()
         return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
+
+    def _may_announce(self, before: Task, after: Task, name: str) -> bool:
+        """Return False for the many changes that no address is told about, without a look at the format."""
+        if before.status == after.status and before.state != TaskState.SUBMITTING:
+            return False
+        return after.callback_url is not None or name in self._batch_formats
 
     @cached_property
     def _batch_formats(self) -> frozenset[str]:

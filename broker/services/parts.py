@@ -119,10 +119,6 @@ class Services(AccountServices):
         return NextSteps(clock=self.clock, running=self.running_steps, lease_seconds=self.settings.lease)
 
     @cached_property
-    def callback_queue(self) -> CallbackQueue:
-        return CallbackQueue(step=self.callback_step, running=self.running_steps, next_steps=self.next_steps)
-
-    @cached_property
     def callback_step(self) -> CallbackStep:
         return CallbackStep(tables=self.tables, providers=self.registry.adapters, transitions=self.transitions)
 
@@ -192,13 +188,13 @@ class Services(AccountServices):
 
     @cached_property
     def worker(self) -> Worker:
-        clock, running = self.clock, self.running_steps
+        clock, running, seconds = self.clock, self.running_steps, self.settings.lease
         return Worker(
             clock=clock,
             tasks=self.tables.tasks,
             steps=self._steps(),
             submissions=self.submissions,
-            callbacks=self.callback_queue,
+            callbacks=CallbackQueue(step=self.callback_step, running=running, next_steps=self.next_steps),
             deliverer=self.deliverer,
             retention=Retention(
                 clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
@@ -206,9 +202,7 @@ class Services(AccountServices):
             balances=self.balances,
             running=running,
             next_steps=self.next_steps,
-            leases=LeaseKeeper(
-                clock=clock, running=running, deliverer=self.deliverer, lease_seconds=self.settings.lease
-            ),
+            leases=LeaseKeeper(clock=clock, running=running, deliverer=self.deliverer, lease_seconds=seconds),
             clock_guard=ClockGuard(clock=clock),
             chores={"deletions": self.account_deleter.finish_deletions},
         )
@@ -371,7 +365,7 @@ class Services(AccountServices):
             clock=self.clock,
             verifier=self.verifier,
             callbacks=self.tables.callbacks,
-            queue=self.callback_queue,
+            queue=self.worker.callbacks,
             metrics=self.metrics,
             redactor=Redactor(known_secrets(self.settings, self.tokens.secrets)),
             list_secrets=self.accounts.list_secrets,

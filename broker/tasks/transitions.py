@@ -29,11 +29,13 @@ from storage.limits.settlement import settle_task
 from storage.sql.database import Stale, Statement
 from storage.sql.rows import changed_row
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL, ENDED_CHANNEL, Lease, Task, Tasks, task_channel
+from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks, task_channel
 
 MAX_GUARDED: Final = 10
 """Tries to write the end of a task while others of its request end, which each of them does once."""
 
+ENDED_CHANNEL: Final = "ended"
+"""Channel that wakes what waits for the end of tasks, whichever these are."""
 JOB_STATES: Final = frozenset({TaskState.SUBMITTING, TaskState.WAITING})
 """States of tasks that occupy a place at their provider."""
 
