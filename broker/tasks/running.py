@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -93,7 +94,8 @@ class RunningSteps:
 
     def start(self, work: Awaitable[object], name: str, step: RunningStep = RunningStep()) -> None:
         """Begin a step, with its errors contained; a worker is woken when it ends, if anything may wait for that."""
-        future = asyncio.create_task(self.contain_errors(work, "".join(step.task_ids[:1]), name))
+        contained = self.contain_errors(work, "".join(step.task_ids[:1]), name)
+        future = asyncio.create_task(contained, context=Context())  # not that of a request that brought a callback
         self._steps[future] = step
         self._count(step, 1)
         future.add_done_callback(self._remove)
