@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from broker.errors import EgressBlocked, NotSent, ProviderError
@@ -185,7 +186,7 @@ class _Target:
     @classmethod
     def parse(cls, method: str, url: str, params: Mapping[str, str] | None) -> _Target:
         try:
-            parsed = parse_url(quote_unsafe(url))
+            parsed = _parse_address(url)
         except EgressBlocked as error:
             raise NotSent(f"{method} {redact_url(url)}: {error}", permanent=True) from None
         return cls(method=method, url=replace(parsed, target=with_params(parsed.target, params or {})))
@@ -213,6 +214,12 @@ class _Target:
             return build_request(self.method, self.url, {**BASE_HEADERS, **content_type, **(headers or {})}, body)
         except InvalidHeader as error:
             raise NotSent(f"{self}: {error}", permanent=True) from None
+
+
+@lru_cache(maxsize=128)
+def _parse_address(url: str) -> ParsedUrl:
+    """Parse the address of a request; most requests go to a few of them."""
+    return parse_url(quote_unsafe(url))
 
 
 async def _send(target: _Target, connection: HttpConnection, request: HttpRequest) -> tuple[int, dict[str, str]]:
