@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import binascii
+import io
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from uploads.structure import ImageInfo, InvalidImage
 
 WRITE_SIZE_BYTES = 256 * 1024
 """Bytes written at once (one thread hop each), and the memory of one upload."""
+
+SMALL_DECODE_BYTES = 8 * 2**20
+"""Memory of a decode that is not worth waiting for a decoder."""
 
 BASE64_CHUNK_CHARACTERS = 4 * 64 * 1024
 """Characters decoded at once; a multiple of four."""
@@ -77,25 +81,40 @@ class Intake:
     def __init__(self, blobs: BlobStore, *, max_pixels: int, max_decode_bytes: int, decoders: int = 2) -> None:
         self._blobs = blobs
         self._validate = partial(_validate_file, max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
+        self._validate_small = partial(_validate_small, max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
         self._decoders = anyio.CapacityLimiter(decoders)
 
     async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> AcceptedImage:
         """Read, validate and store an image of at most `max_bytes`.
 
-        1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. Raises
-        `InvalidImage`, `StorageError` when the store is full or unavailable, and everything that `chunks` raises.
-        `chunks` may be left before its end; the caller closes it.
+        1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. A small
+        image is written only when it is valid, and all of that in one thread hop. Raises `InvalidImage`,
+        `StorageError` when the store is full or unavailable, and everything that `chunks` raises. `chunks` may be left
+        before its end; the caller closes it.
         """
         async with aclosing(_regroup_chunks(chunks, max_bytes)) as pieces:
-            head = await anext(pieces, b"")
-            media_type = detect_type(head)
+            piece = await anext(pieces, b"")
+            media_type = detect_type(piece[:HEAD_BYTES])
+            if len(piece) < WRITE_SIZE_BYTES:  # all there is
+                with suppress(_NeedsDecoder):
+                    return await self._store_small(owner, piece, media_type)
             async with self._blobs.new_draft(owner) as draft:
-                await draft.write(head)
-                async for piece in pieces:
+                while piece:
                     await draft.write(piece)
+                    piece = await anext(pieces, b"")
                 info = await anyio.to_thread.run_sync(self._validate, draft.path, media_type, limiter=self._decoders)
                 blob = await draft.commit(media_type)
         return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
+
+    async def _store_small(self, owner: str, data: bytes, media_type: MediaType) -> AcceptedImage:
+        """Validate and store an image in one thread hop; raise `_NeedsDecoder` for one that takes much memory."""
+        infos: list[ImageInfo] = []
+
+        def check() -> None:
+            infos.append(self._validate_small(data, media_type))
+
+        blob = await self._blobs.new_draft(owner).store(data, check, media_type)
+        return AcceptedImage(blob=blob, media_type=media_type, width=infos[0].width, height=infos[0].height)
 
     async def from_data_uri(self, owner: str, uri: str, *, max_bytes: int) -> AcceptedImage:
         """Store `data:image/png;base64,…` or bare base64 likewise. The declared type is ignored."""
@@ -103,6 +122,19 @@ class Intake:
         if (len(uri) - start) // 4 * 3 > max_bytes + 2:  # two bytes may be padding
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
+
+
+class _NeedsDecoder(Exception):
+    """The image is small, but decoding it is not: it needs one of the few decoders."""
+
+
+def _validate_small(data: bytes, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
+    file = io.BytesIO(data)
+    info = validate_structure(file, media_type, max_pixels)
+    if info.decode_bytes > SMALL_DECODE_BYTES:
+        raise _NeedsDecoder
+    check_decodable(file, media_type, info, max_decode_bytes)
+    return info
 
 
 def _validate_file(path: Path, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
@@ -119,17 +151,26 @@ def _validate_file(path: Path, media_type: MediaType, *, max_pixels: int, max_de
 
 
 async def _regroup_chunks(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Regroup chunks into one small head, used to detect the type, and large pieces; count bytes while reading."""
-    total, held, wanted = 0, bytearray(), HEAD_BYTES
+    """Regroup chunks into pieces of at least `WRITE_SIZE_BYTES`, but the last; count bytes while reading.
+
+    The type is checked as soon as its bytes are there: what is not an image is not read to its end.
+    """
+    total, held, is_known = 0, bytearray(), False
     async for chunk in chunks:
         total += len(chunk)
         if total > max_bytes:
             raise _too_large(max_bytes)
+        if not held and len(chunk) >= WRITE_SIZE_BYTES:
+            yield chunk  # not copied
+            is_known = True
+            continue
         held += chunk
-        if len(held) >= wanted:
+        if not is_known and len(held) >= HEAD_BYTES:
+            detect_type(bytes(held[:HEAD_BYTES]))
+            is_known = True
+        if len(held) >= WRITE_SIZE_BYTES:
             yield bytes(held)
             held.clear()
-            wanted = WRITE_SIZE_BYTES
     if held:
         yield bytes(held)
 

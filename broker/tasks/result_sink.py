@@ -27,20 +27,33 @@ class TaskSink:
     async def store(self, chunks: AsyncIterator[bytes]) -> str:
         """Store one result durably and return its output; see `ResultSink`."""
         try:
-            async with self.blobs.new_draft(self.task_id) as draft:
-                held = bytearray()
-                async for chunk in chunks:
-                    held += chunk
-                    if draft.size + len(held) > self.max_bytes:
-                        raise SinkError("invalid_result", f"the image is larger than {self.max_bytes:,} bytes")
-                    if len(held) >= WRITE_BYTES:
-                        await draft.write(bytes(held))
-                        held.clear()
-                await draft.write(bytes(held))
-                blob = await draft.commit()
+            pieces = self._pieces(chunks)
+            piece = await anext(pieces, b"")
+            if len(piece) < WRITE_BYTES:  # all there is
+                blob = await self.blobs.new_draft(self.task_id).store(piece)
+            else:
+                async with self.blobs.new_draft(self.task_id) as draft:
+                    while piece:
+                        await draft.write(piece)
+                        piece = await anext(pieces, b"")
+                    blob = await draft.commit()
         except StorageError as error:
             raise SinkError("storage_full", str(error)) from error
         return STORED_PREFIX + blob.name
+
+    async def _pieces(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield pieces of at least `WRITE_BYTES`, but the last."""
+        held, size = bytearray(), 0
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > self.max_bytes:
+                raise SinkError("invalid_result", f"the image is larger than {self.max_bytes:,} bytes")
+            held += chunk
+            if len(held) >= WRITE_BYTES:
+                yield bytes(held)
+                held.clear()
+        if held:
+            yield bytes(held)
 
 
 def sink_failure(error: SinkError) -> Failed:

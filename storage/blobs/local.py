@@ -37,9 +37,11 @@ class LocalBlobs:
         self.root = root
         self._group_read = group_read
         self._drafts = StagingArea(root / ".drafts", DISK, free_floor=free_floor)
+        self._durable_shards: set[str] = set()
+        """Shards whose names this process has synced. Nothing deletes a shard."""
 
     def new_draft(self, owner: str) -> Draft:
-        return Draft(self._drafts, partial(self._commit, validate_owner(owner)))
+        return Draft(self._drafts, partial(self._commit, validate_owner(owner)), DISK.run)
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
@@ -70,12 +72,9 @@ class LocalBlobs:
     async def get_link(self, name: str, seconds: int) -> str | None:
         return None
 
-    async def _commit(self, owner: str, file: HashingFile, _: str | None) -> Blob:
-        return await DISK.run(partial(self._commit_synced, owner, file))
-
     # -- in a thread
 
-    def _commit_synced(self, owner: str, file: HashingFile) -> Blob:
+    def _commit(self, owner: str, file: HashingFile, _: str | None) -> Blob:
         """1. Set the mode, sync the bytes. 2. Rename. 3. Sync the folders: a name is never durable before its bytes."""
         if self._group_read:
             add_bits(file.fileno(), GROUP_READ_FILE)
@@ -92,16 +91,30 @@ class LocalBlobs:
         folder = self._folder(owner)
         for _ in range(MAX_PLACE_ATTEMPTS):
             with suppress(FileNotFoundError, FileExistsError):
-                folder.mkdir(parents=True, exist_ok=True)
+                self._make_folder(folder)
                 with self._open_folder(folder) as descriptor:
                     os.rename(draft, sha256, dst_dir_fd=descriptor)
                     self.sync(descriptor)
                 break
         else:
             raise FileNotFoundError(errno.ENOENT, "the draft is gone")
-        for parent in (folder.parent, self.root):
-            with self._open_folder(parent) as descriptor:
+        shard = folder.parent
+        with self._open_folder(shard) as descriptor:
+            self.sync(descriptor)
+        if shard.name not in self._durable_shards:
+            with self._open_folder(self.root) as descriptor:
                 self.sync(descriptor)
+            self._durable_shards.add(shard.name)
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir()
+        except FileNotFoundError:
+            self._durable_shards.discard(folder.parent.name)
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
 
     @contextmanager
     def _open_folder(self, folder: Path) -> Iterator[int]:

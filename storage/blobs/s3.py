@@ -108,7 +108,7 @@ class S3Blobs:
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     def new_draft(self, owner: str) -> Draft:
-        return Draft(self._drafts, partial(self._commit, validate_owner(owner)))
+        return Draft(self._drafts, partial(self._upload, validate_owner(owner)), self.call)
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
@@ -176,9 +176,6 @@ class S3Blobs:
         except TimeoutError:
             raise s3_errors.storage_error_for(s3_errors.LATE) from None
 
-    async def _commit(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
-        return await self.call(partial(self._upload, owner, file, media_type or MEDIA_TYPE))
-
     async def _listed(self, prefix: str) -> AsyncIterator[Sequence[ObjectMeta]]:
         """List whole folders only: obstore appends a slash to the prefix. One call per page, each with its own time."""
         pages = obstore.list(self._calls, prefix or None, chunk_size=PAGE_SIZE)
@@ -195,7 +192,7 @@ class S3Blobs:
 
     # -- in a thread
 
-    def _upload(self, owner: str, file: HashingFile, media_type: str) -> Blob:
+    def _upload(self, owner: str, file: HashingFile, media_type: str | None) -> Blob:
         source, sha256, size = _Source(file), file.sha256.hexdigest(), file.size
         key = f"{self._base}{owner}/{sha256}"
         large = size > MIN_PART_BYTES
@@ -204,7 +201,7 @@ class S3Blobs:
                 self._calls,
                 key,
                 source,
-                attributes={"Content-Type": media_type},
+                attributes={"Content-Type": media_type or MEDIA_TYPE},
                 use_multipart=large,
                 chunk_size=MIN_PART_BYTES,
                 max_concurrency=MAX_PARALLEL_PARTS,

@@ -13,12 +13,12 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from storage.errors import StorageError, StorageFull
 
@@ -123,20 +123,27 @@ class Blob:
     sha256: str
 
 
-Commit = Callable[["HashingFile", str | None], Awaitable[Blob]]
-"""Stores the finished file with its media type."""
+Commit = Callable[["HashingFile", str | None], Blob]
+"""Stores the finished file with its media type; blocks."""
+
+
+class RunBlocking(Protocol):
+    """Runs blocking work of a store in a thread, and translates its errors."""
+
+    async def __call__(self, work: Callable[[], T]) -> T: ...
 
 
 class Draft:
     """New bytes: written in chunks, inspected, then committed or dropped. Use it with `async with`.
 
     Leaving the block without `commit` leaves nothing behind. Every call of `write` costs a thread hop: write some
-    hundred KiB at once.
+    hundred KiB at once, and `store` what is no larger.
     """
 
-    def __init__(self, drafts: StagingArea, commit: Commit) -> None:
+    def __init__(self, drafts: StagingArea, commit: Commit, run: RunBlocking) -> None:
         self._drafts = drafts
         self._commit = commit
+        self._run = run
         self._file: HashingFile | None = None
 
     @property
@@ -170,7 +177,16 @@ class Draft:
         media_type: Content-Type of a link to the blob; ignored by stores without links.
         The last call on a draft. After a cancellation the bytes are either stored or not.
         """
-        return await self._commit(self._opened, media_type)
+        return await self._run(partial(self._commit_and_close, self._opened, media_type))
+
+    async def store(
+        self, data: bytes, check: Callable[[], object] | None = None, media_type: str | None = None
+    ) -> Blob:
+        """Write and commit bytes that are whole in memory, in one thread hop, instead of the block.
+
+        check: called first, in the same thread; what it raises is raised, and nothing was written then.
+        """
+        return await self._run(partial(self._store, data, check, media_type))
 
     async def __aenter__(self) -> Draft:
         try:
@@ -181,7 +197,10 @@ class Draft:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._drafts.disk.run(self._drop)
+        if self._file is not None and not self._file.closed:
+            await self._drafts.disk.run(self._drop)
+
+    # -- in a thread
 
     def _open(self) -> None:
         self._file = self._drafts.new()
@@ -189,6 +208,21 @@ class Draft:
     def _drop(self) -> None:
         if self._file is not None:
             self._file.drop()
+
+    def _commit_and_close(self, file: HashingFile, media_type: str | None) -> Blob:
+        blob = self._commit(file, media_type)
+        file.drop()
+        return blob
+
+    def _store(self, data: bytes, check: Callable[[], object] | None, media_type: str | None) -> Blob:
+        if check is not None:
+            check()
+        file = self._drafts.new()
+        try:
+            file.write(data)
+            return self._commit(file, media_type)
+        finally:
+            file.drop()
 
 
 class HashingFile(io.FileIO):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -130,6 +131,23 @@ async def test_media_type_does_not_change_the_name(blobs: BlobStore) -> None:
 async def test_links_are_off_by_default(blobs: BlobStore) -> None:
     """A link works for anyone who has it."""
     assert await blobs.get_link((await keep(blobs, "task_1", b"x")).name, 60) is None
+
+
+async def test_bytes_in_memory_are_stored_after_their_check(blobs: BlobStore) -> None:
+    checked: list[int] = []
+    blob = await blobs.new_draft("task_1").store(b"x" * 10, lambda: checked.append(threading.get_ident()), "image/png")
+    assert blob == await keep(blobs, "task_1", b"x" * 10)
+    assert await read(blobs, blob.name) == b"x" * 10
+    assert checked != [threading.get_ident()]
+
+
+async def test_bytes_that_fail_their_check_are_not_stored(blobs: BlobStore) -> None:
+    def check() -> None:
+        raise RuntimeError("no image")
+
+    with pytest.raises(RuntimeError, match="no image"):
+        await blobs.new_draft("task_1").store(b"x", check)
+    assert await blobs.delete("task_1") == 0
 
 
 async def test_draft_without_commit_leaves_nothing(blobs: BlobStore) -> None:

@@ -100,10 +100,15 @@ class TurnByTurn:
 
         return call_in_turn
 
-    @asynccontextmanager
-    async def new_draft(self, owner: str) -> AsyncIterator[Any]:
-        async with self.inner.new_draft(owner) as draft:
-            yield TurnByTurn(draft, self.turns, ("commit",))
+    def new_draft(self, owner: str) -> TurnByTurn:
+        return TurnByTurn(self.inner.new_draft(owner), self.turns, ("commit", "store"))
+
+    async def __aenter__(self) -> TurnByTurn:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.inner.__aexit__(*error)
 
 
 @dataclass(frozen=True, kw_only=True)

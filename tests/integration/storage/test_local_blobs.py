@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -204,6 +205,17 @@ async def test_commit_syncs_bytes_then_renames_then_syncs_folders(tmp_path: Path
         await draft.commit()
         assert blobs.synced == [(".drafts", False), ("_1", True), ("_1", True), ("root", True)]
     assert blobs.lengths == [10]
+
+
+async def test_root_is_synced_once_per_shard_and_again_for_a_new_one(tmp_path: Path) -> None:
+    """A shard that has a durable name keeps it; one that was deleted by hand is a new one."""
+    blobs = Recording(tmp_path)
+    for owner, syncs in (("task_1", 1), ("another_1", 1), ("task_2", 2)):
+        await blobs.new_draft(owner).store(b"x")
+        assert blobs.synced.count(("root", True)) == syncs
+    shutil.rmtree(tmp_path / "_1")
+    await blobs.new_draft("task_1").store(b"x")
+    assert blobs.synced.count(("root", True)) == 3
 
 
 # -- leftovers

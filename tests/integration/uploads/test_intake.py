@@ -16,7 +16,7 @@ from storage.blobs.local import LocalBlobs
 from storage.errors import StorageError, StorageFull
 from tests.support import samples as s
 from tests.support.intake import MAX_BYTES, MAX_DECODE_BYTES, MAX_PIXELS, IntakeHarness, stream
-from uploads.intake import Intake
+from uploads.intake import WRITE_SIZE_BYTES, Intake
 from uploads.structure import InvalidImage
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +91,7 @@ async def test_unreadable_draft_is_a_storage_error(harness: IntakeHarness) -> No
     """Not a bad image: the same bytes may be accepted later."""
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * 2_000))
+        yield s.plain_png(s.chunk(b"tEXt", b"a\0" + b"x" * WRITE_SIZE_BYTES))
         for draft in harness.files():
             draft.unlink()
 
