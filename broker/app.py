@@ -46,6 +46,7 @@ from broker.api.http.request_body import max_form_bytes
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
 from broker.api.models import ModelRoutes
+from broker.api.native.completed_tasks import CompletedTasks
 from broker.api.native.ready_polls import Headers, ReadyPolls
 from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
@@ -100,6 +101,7 @@ def build_app(services: Services) -> Starlette:
         queries=services.queries,
         eta=services.eta,
         presenter=services.presenter,
+        completed=CompletedTasks(database=services.database, presenter=services.presenter),
         changes=services.task_changes,
     )
     native = native_dialect(services, docs, cache, version)

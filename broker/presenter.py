@@ -23,7 +23,7 @@ from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
 from uploads.detect import MEDIA_TYPES
-from uploads.thumbnails import has_thumbnail
+from uploads.thumbnails import can_have_thumbnail
 
 THUMBNAIL_SIZE: Final = 512
 """Longest side of the thumbnail that `thumbnail` links to."""
@@ -311,9 +311,14 @@ def _error_code(task: Task) -> str | None:
 
 
 def _image_data(image: StoredImage) -> ImageData:
-    path = f"/uploads/{'references' if image.kind == 'reference' else 'images'}/{image.name}"
-    thumbnail = f"{path}?size={THUMBNAIL_SIZE}" if has_thumbnail(image) else None
+    path, thumbnail = image_links(image.name, image.kind, image.media_type, image.width, image.height)
     return ImageData.from_object(image, url=path, bytes=image.size, thumbnail=thumbnail)
+
+
+def image_links(name: str, kind: str, media_type: str, width: int, height: int) -> tuple[str, str | None]:
+    """Return the path of an image, and of its thumbnail if it has one."""
+    path = f"/uploads/{'references' if kind == 'reference' else 'images'}/{name}"
+    return path, f"{path}?size={THUMBNAIL_SIZE}" if can_have_thumbnail(media_type, width, height) else None
 
 
 def _generation(task: Task, results: Sequence[ImageData]) -> GenerationRecord | None:

@@ -48,9 +48,12 @@ class Thumbnail:
 
 
 def has_thumbnail(original: StoredImage) -> bool:
-    """Return whether thumbnails of the image can be made; depends on its type and size only."""
-    width, height = original.width, original.height
-    return width * height <= MAX_PIXELS.get(original.media_type, 0) and max(width, height) <= MAX_SIDE_PIXELS
+    """Return whether thumbnails of the image can be made."""
+    return can_have_thumbnail(original.media_type, original.width, original.height)
+
+
+def can_have_thumbnail(media_type: str, width: int, height: int) -> bool:
+    return width * height <= MAX_PIXELS.get(media_type, 0) and max(width, height) <= MAX_SIDE_PIXELS
 
 
 def thumbnail_size(original: StoredImage, requested: int) -> ThumbnailSize:

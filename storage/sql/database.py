@@ -80,6 +80,9 @@ class Database(Protocol):
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         """Return the first row of a look-up by index, or None; fast enough to run in the event loop."""
 
+    def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
+        """Return the rows of a look-up by index as tuples; None where that means to wait."""
+
     async def execute(self, sql: str, **params: Any) -> int:
         """Run one statement as a transaction; return the number of rows that it changed."""
 

@@ -177,6 +177,9 @@ class PostgresDatabase:
         ):
             return to_dicts(await connection.fetch(query.text, *values))
 
+    def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
+        """Return None: every read waits for the server."""
+
     # -- writing
 
     async def execute(self, sql: str, **params: Any) -> int:

@@ -74,6 +74,8 @@ class SqliteDatabase:
             self._reader = await opened.enter_async_context(aiosqlite.Connection(reader, iter_chunk_size=64))
             self._inline = await asyncio.to_thread(reader)
             opened.callback(self._inline.close)
+            self._tuples = self._inline.cursor()
+            self._tuples.row_factory = None
             self._opened = opened.pop_all()
 
     async def __aexit__(self, *_: object) -> None:
@@ -91,6 +93,12 @@ class SqliteDatabase:
         except sqlite3.Error as error:
             raise storage_error(error) from error
         return to_dicts([row])[0] if row else None
+
+    def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
+        try:
+            return self._tuples.execute(sql, params).fetchall()
+        except sqlite3.Error as error:
+            raise storage_error(error) from error
 
     async def execute(self, sql: str, **params: Any) -> int:
         return (await self.transact(Statement(sql=sql, params=params)))[0].count

@@ -15,6 +15,7 @@ import httpx
 from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.api.native.completed_tasks import CompletedTasks
 from broker.api.native.task_cache import TaskCache
 from broker.app import build_app
 from broker.bootstrap import load_settings, open_services
@@ -230,6 +231,7 @@ def task_cache(services: Services, **limits: Any) -> TaskCache:
         queries=services.queries,
         eta=services.eta,
         presenter=services.presenter,
+        completed=CompletedTasks(database=services.database, presenter=services.presenter),
         changes=services.task_changes,
         **limits,
     )

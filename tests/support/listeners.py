@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -48,6 +48,10 @@ class _CountedDatabase:
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         self._listeners.reads.append(params)
         return await self._database.fetch_one(sql, **params)
+
+    def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
+        self._listeners.reads.append(params)
+        return self._database.fetch_at_once(sql, **params)
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[Any]:

@@ -80,7 +80,10 @@ class DataResponse(ResponseModel, Generic[T]):
 
 def to_json(document: Any) -> bytes:
     """Encode as UTF-8; lone surrogates are escaped instead of failing the response."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return encode_text(json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def encode_text(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -155,7 +158,10 @@ class CachedResponse:
 
     @classmethod
     def from_document(cls, document: Any, *, ended: bool) -> CachedResponse:
-        body = to_json(document)
+        return cls.from_body(to_json(document), ended=ended)
+
+    @classmethod
+    def from_body(cls, body: bytes, *, ended: bool) -> CachedResponse:
         tag = make_etag(body)
         headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "Accept-Language"}
         return cls(body=body, tag=tag, headers=headers if ended else {**headers, "retry-after": POLL_SECONDS})

@@ -71,7 +71,7 @@ class ReadyPolls:
         if len(given) != len(headers) or (origin is not None and origin not in self.origins):
             return None
         language = _language(given.get(b"accept-language", b""))
-        response = self.cache.find(target[len(_PREFIX) :].decode("latin-1"), language)
+        response = self.cache.find_or_load(target[len(_PREFIX) :].decode("latin-1"), language)
         status = _status(response, given.get(b"if-none-match")) if response is not None else None
         if response is None or status is None:
             return None

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from broker.api.http.responses import CachedResponse, data_document
+from broker.api.native.completed_tasks import CompletedTasks
 from broker.clock import Clock
 from broker.i18n import Language
 from broker.presenter import Progress, TaskData, TaskPresenter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
+from storage.errors import StorageError
 from storage.sql.row_changes import RowChanges
 from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
@@ -51,6 +53,7 @@ class TaskCache:
     queries: TaskQueries
     eta: EtaEstimator
     presenter: TaskPresenter
+    completed: CompletedTasks
     changes: RowChanges | None = None
     """Of the table of tasks; None if the version must be read for every response."""
     max_bytes: int = MAX_CACHE_BYTES
@@ -74,9 +77,23 @@ class TaskCache:
             self._entries.move_to_end(task_id)
         return response
 
+    def find_or_load(self, task_id: str, language: Language) -> CachedResponse | None:
+        """Return the response if it is known to be current, or one point read at once can tell it."""
+        if (found := self.find(task_id, language)) is not None or self.changes is None:
+            return found
+        epoch = self.changes.epoch()
+        try:
+            loaded = self.completed.load(task_id)
+        except StorageError:
+            return None  # the application answers, as it does for all such errors
+        if loaded is None:
+            return None
+        self._keep(task_id, loaded.version, epoch, language, (loaded.response, math.inf))
+        return loaded.response
+
     async def response(self, task_id: str, language: Language) -> CachedResponse:
         """Return the response of a poll. Raises `ApiError` for ids without a task."""
-        if (found := self.find(task_id, language)) is not None:
+        if (found := self.find_or_load(task_id, language)) is not None:
             return found
         epoch = self._epoch()
         entry = self._entries.get(task_id)
@@ -92,7 +109,7 @@ class TaskCache:
         fresh_until = self.clock.monotonic() + progress.fresh_for
         # a change that was reported while the response was made may be one of this task
         if self._dropped == dropped or await self.queries.get_version(task_id) == task.version:
-            self._keep(task, epoch, language, response, fresh_until)
+            self._keep(task_id, task.version, epoch, language, (response, fresh_until))
         return response
 
     async def task_data(self, task: Task, language: Language) -> TaskData:
@@ -109,14 +126,16 @@ class TaskCache:
         response, fresh_until = entry.responses.get(language, (None, math.inf))
         return response if fresh_until == math.inf or self.clock.monotonic() < fresh_until else None
 
-    def _keep(self, task: Task, epoch: int, language: Language, response: CachedResponse, fresh_until: float) -> None:
-        entry = self._entries.pop(task.id, None)
+    def _keep(
+        self, task_id: str, version: int, epoch: int, language: Language, kept: tuple[CachedResponse, float]
+    ) -> None:
+        entry = self._entries.pop(task_id, None)
         self.size_bytes -= entry.size() if entry else 0
-        if entry is None or entry.version != task.version:  # one task is never shown in two versions
-            entry = _Entry(version=task.version, epoch=epoch)
+        if entry is None or entry.version != version:  # one task is never shown in two versions
+            entry = _Entry(version=version, epoch=epoch)
         entry.epoch = epoch
-        entry.responses[language] = response, fresh_until
-        self._entries[task.id] = entry
+        entry.responses[language] = kept
+        self._entries[task_id] = entry
         self.size_bytes += entry.size()
         while self.size_bytes > self.max_bytes and self._entries:
             _, oldest = self._entries.popitem(last=False)
