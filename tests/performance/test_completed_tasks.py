@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +106,22 @@ async def test_other_tasks_are_left_to_the_presenter(tmp_path: Path) -> None:
         assert completed.load("' OR 1=1 --") is None
 
 
-async def test_first_poll_of_a_completed_task_reads_once(tmp_path: Path) -> None:
+async def test_poll_of_a_completed_task_reads_once_and_the_third_one_nothing(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
         broker.listeners.reads_of(task.id)
-        assert (await broker.client.get(f"/api/task/{task.id}")).status_code == 200
-        assert broker.listeners.reads_of(task.id) == 1
-        cache = replace(task_cache(broker.services))
-        assert await cache.response(task.id, "en") is await cache.response(task.id, "en")
-        assert broker.listeners.reads_of(task.id) == 1
+        for reads in (1, 1, 0, 0):
+            assert (await broker.client.get(f"/api/task/{task.id}")).status_code == 200
+            assert broker.listeners.reads_of(task.id) == reads
+
+
+async def test_polls_of_many_completed_tasks_push_out_no_active_one(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as broker:
+        cache = task_cache(broker.services, max_bytes=3_000)
+        active = await broker.add_task()
+        kept = await cache.response(active.id, "en")
+        for number in range(10, 20):
+            ended_at = broker.services.clock.now()
+            task = await broker.add_task(number=number, state=TaskState.SUCCEEDED, ended_at=ended_at)
+            await cache.response(task.id, "en")
+        assert cache.find(active.id, "en") is kept

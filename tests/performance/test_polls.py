@@ -61,6 +61,7 @@ def count_requests(broker: ApiBroker, status: int) -> float:
 async def add_completed(broker: ApiBroker) -> Task:
     task = await broker.add_task(number=7, state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
     await broker.add_image(task.id, png())
+    await poll(broker, task)  # that of a completed task is kept from the second poll on
     return task
 
 

@@ -25,6 +25,7 @@ from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20
+MAX_ASKED: Final = 4096
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +59,8 @@ class TaskCache:
     """Of the table of tasks; None if the version must be read for every response."""
     max_bytes: int = MAX_CACHE_BYTES
     _entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
+    _asked: set[str] = field(default_factory=set)
+    """Completed tasks that were polled and are not kept: few are polled again, and those would push out active ones."""
     _dropped: int = 0
     """Number of reports of changed rows."""
     size_bytes: int = field(default=0, init=False)
@@ -78,7 +81,10 @@ class TaskCache:
         return response
 
     def find_or_load(self, task_id: str, language: Language) -> CachedResponse | None:
-        """Return the response if it is known to be current, or one point read at once can tell it."""
+        """Return the response if it is known to be current, or one point read at once can tell it.
+
+        That of a completed task is kept from the second request on.
+        """
         if (found := self.find(task_id, language)) is not None or self.changes is None:
             return found
         epoch = self.changes.epoch()
@@ -88,7 +94,12 @@ class TaskCache:
             return None  # the application answers, as it does for all such errors
         if loaded is None:
             return None
-        self._keep(task_id, loaded.version, epoch, language, (loaded.response, math.inf))
+        if task_id in self._asked:
+            self._keep(task_id, loaded.version, epoch, language, (loaded.response, math.inf))
+        elif len(self._asked) < MAX_ASKED:
+            self._asked.add(task_id)
+        else:
+            self._asked.clear()
         return loaded.response
 
     async def response(self, task_id: str, language: Language) -> CachedResponse:
