@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ MIN_STORED_BODY_BYTES: Final = 2 * 1024
 """Stored of a body that proves nothing, or is too large."""
 MAX_HEADER_LENGTH: Final = 500
 """Characters stored of one header."""
+MAX_QUERY_LENGTH: Final = 100
+"""Characters stored of one query parameter."""
 _STORED_HEADERS: Final = re.compile(r"content-type|content-length|content-encoding|user-agent|webhook-.*|x-.*")
 _SECRET_HEADERS: Final = re.compile(r".*(authorization|cookie|secret|token|key).*")
 
@@ -70,7 +72,7 @@ class Evidence:
         return Proof.WRONG not in proofs and (self.trusted or proofs != {Proof.NONE})
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: str) -> Evidence:
@@ -134,17 +136,25 @@ def decide(evidence: Evidence) -> Decision:
 def stored_headers(headers: Mapping[str, str], redactor: Redactor) -> str:
     """Return the headers to store, as JSON, without secrets."""
     stored = {
-        redactor.redact(name): redactor.redact(value)[:MAX_HEADER_LENGTH]
+        name: value
         for name, value in headers.items()
         if _STORED_HEADERS.fullmatch(name) and not _SECRET_HEADERS.fullmatch(name)
     }
-    return json.dumps(stored, ensure_ascii=False)
+    return _redacted_json(stored, MAX_HEADER_LENGTH, redactor)
 
 
 def stored_query(query: Mapping[str, str], redactor: Redactor) -> str:
     """Return task and attempt of the query, as JSON; the token and unknown parameters are left out."""
-    stored = {name: redactor.redact(query[name])[:100] for name in ("task", "attempt") if name in query}
-    return json.dumps(stored, ensure_ascii=False)
+    stored = {name: query[name] for name in ("task", "attempt") if name in query}
+    return _redacted_json(stored, MAX_QUERY_LENGTH, redactor)
+
+
+def _redacted_json(values: Mapping[str, str], max_length: int, redactor: Redactor) -> str:
+    """Return texts as JSON without secrets: at once, unless one is to be cut, which is done last."""
+    if all(len(value) <= max_length for value in values.values()):
+        return redactor.redact(json.dumps(values, ensure_ascii=False))
+    redacted = {redactor.redact(name): redactor.redact(value)[:max_length] for name, value in values.items()}
+    return json.dumps(redacted, ensure_ascii=False)
 
 
 def stored_body(

@@ -1,4 +1,4 @@
-"""Appraisals: what a provider makes of an order, which is the same for all orders of one shape.
+"""Appraisals: what a provider makes of an order, which is the same for all orders of one shape; and quotes of them.
 
 It depends on the catalog and on the provider's settings, which do not change while a process runs, and on the shape of
 the order: everything but its prompt and the value of its seed. Kept by shape, it costs an order 2 µs instead of 40 per
@@ -7,14 +7,15 @@ provider.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.catalog import Catalog, ProviderTerms
 from broker.errors import FieldError
-from broker.orders import Order
+from broker.orders import Order, Quote
 from broker.providers.base import Provider
+from storage.ids import is_own_account
 
 MAX_KEPT: Final = 4096
 """Shapes of a process; beyond that, all are forgotten. Real ones are some hundreds."""
@@ -82,6 +83,34 @@ class Appraiser:
             unit=offer.get("unit"),
             deadline_seconds=offer.get("deadline_seconds"),
             is_metered=terms.is_metered,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriceTable:
+    """What orders cost, by the appraisals of their providers."""
+
+    max_billed_attempts: int
+    """Submissions of one order that can be billed: 1 unless an unknown outcome is submitted again."""
+
+    def max_usd_price(self, appraisals: Collection[Appraisal]) -> float | None:
+        """Return the most that one image can cost in USD if these providers may get the order; None if unknown."""
+        known = [one.usd_price for one in appraisals if one.usd_price is not None]
+        return max(known, default=0.0) * self.max_billed_attempts if len(known) == len(appraisals) else None
+
+    def make_quote(self, candidates: Mapping[str, Appraisal], count: int) -> Quote:
+        """Return the quote of `count` images. candidates: the accounts that may get the order, best first."""
+        appraisals = list(candidates.values())
+        first, house = appraisals[0], [one for account, one in candidates.items() if not is_own_account(account)]
+        return Quote(
+            price=first.price,
+            count=count,
+            unit=first.unit,
+            usd_price=first.usd_price,
+            max_usd_price=self.max_usd_price(appraisals),
+            max_house_usd=self.max_usd_price(house),
+            deadline_seconds=max([one.deadline_seconds for one in appraisals if one.deadline_seconds], default=None),
+            is_metered=any(one.is_metered for one in appraisals),
         )
 
 

@@ -14,9 +14,8 @@ from broker.catalog import MODES, Catalog, Model, quote_text
 from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
-from broker.ordering.appraisals import Appraiser
+from broker.ordering.appraisals import Appraiser, PriceTable
 from broker.ordering.known_plans import KnownPlan, KnownPlans, shape_of
-from broker.ordering.pricing import PriceTable
 from broker.ordering.routing import OrderRouter
 from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
 from broker.providers.base import Provider

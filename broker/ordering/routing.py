@@ -13,9 +13,8 @@ from typing import Final
 
 from broker.catalog import quote_text
 from broker.errors import ApiError, FieldError
-from broker.ordering.appraisals import Appraisal, Obstacle
+from broker.ordering.appraisals import Appraisal, Obstacle, PriceTable
 from broker.ordering.budgets import DailyBudget
-from broker.ordering.pricing import PriceTable
 from broker.ordering.quotas import OwnerQuotas
 from broker.orders import Order, Route, RoutePolicy
 from broker.tasks.routing import PAUSED, ProviderStatus, Router

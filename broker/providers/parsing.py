@@ -138,13 +138,23 @@ def values_at(places: Iterable[Any], *paths: str) -> Iterator[Any]:
     """Yield the values at dotted paths in each of several objects; `*` stands for the first items of a list."""
     for place in places:
         for path in paths:
-            found: list[Any] = [place]
-            for key in path.split("."):
-                if key == "*":
-                    found = [item for value in found if isinstance(value, list) for item in value[:MAX_ITEMS]]
-                else:
-                    found = [value.get(key) for value in found if isinstance(value, dict)]
-            yield from found
+            key, _, rest = path.partition(".")
+            if key != "*" and (not isinstance(place, dict) or key not in place):
+                continue  # most of the many paths that a body is asked for lead nowhere
+            if rest or key == "*":
+                yield from _values_below(place, path)
+            else:
+                yield place[key]
+
+
+def _values_below(place: Any, path: str) -> list[Any]:
+    found = [place]
+    for key in path.split("."):
+        if key == "*":
+            found = [item for value in found if isinstance(value, list) for item in value[:MAX_ITEMS]]
+        else:
+            found = [value.get(key) for value in found if isinstance(value, dict)]
+    return found
 
 
 def first(parse: Callable[[Any], T | None], values: Iterable[Any]) -> T | None:
@@ -304,7 +314,8 @@ def _candidates(value: Any, *, depth: int) -> Iterator[str | None]:
             yield from _candidates(item, depth=depth - 1)
     elif isinstance(value, dict):
         for name in _URL_FIELDS:
-            yield from _candidates(value.get(name), depth=depth - 1)
+            if name in value:
+                yield from _candidates(value[name], depth=depth - 1)
 
 
 def salvage_record(broken: str) -> Mapping[str, Any]:

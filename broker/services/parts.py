@@ -20,14 +20,13 @@ from broker.notifications.formats.base import FormatContext, WebhookFormat
 from broker.notifications.outbox import Outbox
 from broker.notifications.signing import WebhookKeys, known_secrets
 from broker.ordering.answers import OpenAnswers
-from broker.ordering.appraisals import Appraiser
+from broker.ordering.appraisals import Appraiser, PriceTable
 from broker.ordering.budgets import DailyBudget
 from broker.ordering.files import FileService
 from broker.ordering.idempotency import Idempotency
 from broker.ordering.limits import OrderLimits
 from broker.ordering.own_images import OwnImages
 from broker.ordering.plan import Planner
-from broker.ordering.pricing import PriceTable
 from broker.ordering.quotas import OwnerQuotas
 from broker.ordering.rate_limit import RateLimiter
 from broker.ordering.references import ReferenceIntake
