@@ -40,6 +40,9 @@ bench: $(VENV)/dev  ## measure every path beside its reference; prints a table; 
 bench-long: $(VENV)/dev  ## the same at full size: a million stored tasks; an hour
 	$(BIN)/python -m tests.benchmarks --long
 
+bench-peers: $(VENV)/dev build/peers/.installed  ## measure LiteLLM, huey and the usual design beside the broker
+	$(BIN)/python -m tests.benchmarks.peers
+
 fuzz: $(VENV)/dev  ## send odd requests for five minutes and check every response against the OpenAPI document
 	$(BIN)/python -m tests.support.fuzzing
 
@@ -48,6 +51,8 @@ format: $(VENV)/dev  ## format the code and apply safe fixes
 	$(BIN)/ruff check --fix .
 
 lock:  ## update the pinned dependencies (needs uv)
+	uv pip compile $(LOCK_FLAGS) --upgrade tests/benchmarks/peers/requirements-peers.in \
+		--output-file tests/benchmarks/peers/requirements-peers.lock
 	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group dev pyproject.toml --output-file requirements-dev.lock
 	uv pip compile $(LOCK_FLAGS) --upgrade --all-extras --group build --constraints requirements-dev.lock \
 		pyproject.toml --output-file requirements.lock
@@ -63,6 +68,12 @@ $(VENV)/dev: requirements-dev.lock pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+# an environment of their own: the broker does not depend on what it is compared with
+build/peers/.installed: tests/benchmarks/peers/requirements-peers.lock
+	$(PYTHON) -m venv --clear build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
 
 # the lock file has hashes and names no registry
 tests/e2e/node_modules/.installed: tests/e2e/package-lock.json
@@ -81,4 +92,4 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo serve test faults e2e bench bench-long fuzz format lock
+.PHONY: help demo serve test faults e2e bench bench-long bench-peers fuzz format lock

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from tests.benchmarks.command import Paths
 from tests.benchmarks.paths import (
     hostile_traffic,
     p01_poll,
@@ -23,10 +23,8 @@ from tests.benchmarks.paths import (
     p14_engine,
     p15_growth,
 )
-from tests.benchmarks.results import Row
-from tests.benchmarks.support.bench import Bench
 
-PATHS: Final[Mapping[str, Callable[[Bench], Awaitable[list[Row]]]]] = {
+PATHS: Final[Paths] = {
     "P1": p01_poll.measure,
     "P2": p02_not_modified.measure,
     "P3": p03_create.measure,

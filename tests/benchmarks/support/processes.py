@@ -76,15 +76,24 @@ def environment(**more: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def serving(
-    command: Sequence[str], port: int, *, folder: Path, env: Mapping[str, str], probe: str = "/"
+    command: Sequence[str],
+    port: int,
+    *,
+    folder: Path,
+    env: Mapping[str, str],
+    probe: str = "/",
+    seconds: float = START_SECONDS,
 ) -> AsyncIterator[Subject]:
-    """Run a command until the block ends; enter when it answers `GET probe` with 200. Its output is in log.txt."""
+    """Run a command until the block ends; enter when it answers `GET probe` with 200, within so many seconds.
+
+    Its output is in log.txt.
+    """
     began = time.perf_counter()
     with (folder / "log.txt").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=dict(env), stdout=log, stderr=log)
     subject = None
     try:
-        await _answers(process, port, probe, folder)
+        await _answers(process, port, probe, folder, seconds)
         subject = Subject(process=process, port=port, ready_seconds=time.perf_counter() - began)
         yield subject
     finally:
@@ -109,10 +118,10 @@ async def start_python(
     )
 
 
-async def _answers(process: asyncio.subprocess.Process, port: int, probe: str, folder: Path) -> None:
+async def _answers(process: asyncio.subprocess.Process, port: int, probe: str, folder: Path, seconds: float) -> None:
     request = f"GET {probe} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
-    ends_at = time.monotonic() + START_SECONDS
-    async with asyncio.timeout(START_SECONDS + 1):
+    ends_at = time.monotonic() + seconds
+    async with asyncio.timeout(seconds + 1):
         while True:
             if process.returncode is not None or time.monotonic() > ends_at:
                 raise RuntimeError((folder / "log.txt").read_text("utf-8", "replace")[-2000:])
