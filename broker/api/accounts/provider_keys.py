@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.accounts.provider_keys import MAX_KEY_CHARACTERS, MIN_KEY_CHARACTERS, ProviderKeyService
 from broker.api.http.endpoint import Endpoint, Parameter, SuccessResponse, json_success, principal_of
-from broker.api.http.request_body import read_json_model
+from broker.api.http.request_body import RequestModel, read_json_model
 from broker.api.http.responses import DataResponse, data_response
 from broker.presenter import Moment, OneOf, ResponseModel
 from broker.tasks.accounts.reports import KeyState, OwnKeyReport, OwnKeys
@@ -21,7 +21,7 @@ MAX_BODY_BYTES: Final = 16 * 1024
 _PROVIDER: Final = Parameter("provider", "path", "name of the provider, like kie or replicate")
 
 
-class ProviderKeyRequest(BaseModel):
+class ProviderKeyRequest(RequestModel):
     model_config = ConfigDict(extra="forbid")
 
     key: Annotated[

@@ -9,7 +9,6 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AliasChoices,
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -26,6 +25,7 @@ from broker.accounts.quotas import MAX_QUOTA, QUOTA_NAMES, QuotaLimit
 from broker.accounts.users import UserChanges
 from broker.api.http.pagination import PageQuery, cursor_text
 from broker.api.http.query import ParsedText
+from broker.api.http.request_body import RequestModel
 from broker.api.shared.logins import PasswordText, UserNameText
 from broker.api.shared.quotas import Quotas
 from broker.presenter import Absent, Moment, OneOf, ResponseModel
@@ -44,7 +44,7 @@ SessionId = Annotated[str, Field(pattern=SESSION_ID, examples=[f"session_{'0' * 
 # -- requests
 
 
-class AccountRequest(BaseModel):
+class AccountRequest(RequestModel):
     """Base of the bodies of requests about accounts: an unknown field is an error."""
 
     model_config = ConfigDict(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, core_schema
 from starlette.requests import Request
 
+from broker.api.http.request_body import RequestModel
 from broker.errors import ApiError
 
 EMPTY: Final = {"type": "string", "maxLength": 0}
@@ -35,7 +36,7 @@ class ParsedText:
         return dict(self.schema)
 
 
-class QueryModel(BaseModel):
+class QueryModel(RequestModel):
     """Base of the query parameters of an endpoint. All are optional; an empty value counts as absent."""
 
     model_config = ConfigDict(alias_generator=to_camel, frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -33,6 +33,13 @@ MAX_TEXT_BYTES: Final = 256 * 1024
 MAX_WRONG_FIELDS: Final = 50
 """Named in an error: the answer must not be much larger than the request."""
 FILE_CHUNK_BYTES: Final = 256 * 1024
+
+
+class RequestModel(BaseModel):
+    """Base of what callers send. A model is built when it is first used."""
+
+    model_config = ConfigDict(defer_build=True)
+
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

@@ -10,13 +10,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails, PydanticCustomError
 from starlette.datastructures import FormData, UploadFile
 
-from broker.api.http.request_body import UploadedChunks
+from broker.api.http.request_body import RequestModel, UploadedChunks
 from broker.errors import ApiError, FieldError
 from broker.ordering.own_images import OWN_PREFIX
 from broker.orders import (
@@ -88,7 +88,7 @@ _Flag = Annotated[bool | None, _OR_EMPTY, Field(description="only show what woul
 _File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
 
 
-class OrderFields(BaseModel):
+class OrderFields(RequestModel):
     """Fields of an order that JSON and forms share. An empty or null value counts as absent.
 
     Names that are not known are kept as extra fields.
@@ -169,7 +169,7 @@ class OrderJson(OrderFields):
 class OrderForm(OrderFields):
     """An order as a form, with its images as files, or as addresses of ours."""
 
-    image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = []
+    image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = Field(default=[])
 
     def sent_images(self) -> Iterator[ReferenceSource]:
         return (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from broker.api.http.request_body import RequestModel
 from broker.api.shared.models import SnakeResponseModel
 from broker.ordering.own_images import OWN_PREFIX
 from broker.orders import DataUriReference, ImageParams, OrderRequest
@@ -13,7 +14,7 @@ from broker.orders import DataUriReference, ImageParams, OrderRequest
 DEFAULT_MODEL = "gemini-3-pro-image-preview"
 
 
-class BananaServiceRequest(BaseModel):
+class BananaServiceRequest(RequestModel):
     """What a client of BananaService sends; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from broker.accounts.logins import Login, LoginService
 from broker.accounts.users import UserService
 from broker.api.http.cookies import clear_session_cookie
 from broker.api.http.endpoint import Endpoint, json_success, principal_of
+from broker.api.http.request_body import RequestModel
 from broker.api.http.responses import json_response
 from broker.api.shared.logins import PasswordText, UserNameText, login_client, read_login, set_login_cookies
 from broker.api.shared.models import SnakeResponseModel
@@ -29,7 +30,7 @@ _COOKIE: Final = {"Set-Cookie": (True, "the session, HttpOnly and SameSite=Lax, 
 _LOGIN_ERRORS: Final = ("invalid_request", "payload_too_large", "forbidden", "rate_limited")
 
 
-class ChatServiceLogin(BaseModel):
+class ChatServiceLogin(RequestModel):
     """A user name and a password; other fields are ignored."""
 
     model_config = ConfigDict(strict=True)

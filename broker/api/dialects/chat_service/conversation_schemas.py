@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import ConfigDict, Field, RootModel
 
 from broker.api.http.pagination import MAX_LIMIT, cursor_text, parse_limit
 from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
+from broker.api.http.request_body import RequestModel
 from broker.api.shared.models import SnakeResponseModel
 from broker.presenter import Moment, OneOf, TaskId
 from storage import ids
@@ -47,7 +48,7 @@ class MessageListQuery(QueryModel):
     images: Annotated[str, one_of_text(IMAGES_AS), Field(description="what `images` holds")] = "base64"
 
 
-class NewConversation(BaseModel):
+class NewConversation(RequestModel):
     """The body of a new conversation; it may be missing."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -55,7 +56,7 @@ class NewConversation(BaseModel):
     title: Annotated[str | None, Field(description="of its first prompt by default")] = None
 
 
-class ConversationChanges(BaseModel):
+class ConversationChanges(RequestModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     title: str | None = None

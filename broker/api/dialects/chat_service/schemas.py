@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import FormData, UploadFile
 
-from broker.api.http.request_body import UploadedChunks, validation_error
+from broker.api.http.request_body import RequestModel, UploadedChunks, validation_error
 from broker.api.shared.models import SnakeResponseModel
 from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest, ReferenceSource, UploadedReference
@@ -70,7 +70,7 @@ _ParentId = Annotated[
 _File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
 
 
-class ChatServiceOptions(BaseModel):
+class ChatServiceOptions(RequestModel):
     """The prompt and the options, in JSON and in forms; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -125,7 +125,9 @@ class ChatServiceOptions(BaseModel):
 class ChatServiceForm(ChatServiceOptions):
     """An order with reference images as files."""
 
-    files: Annotated[list[_File], Field(json_schema_extra={"minItems": 1}, description="jpeg, png or webp")] = []
+    files: Annotated[list[_File], Field(json_schema_extra={"minItems": 1}, description="jpeg, png or webp")] = Field(
+        default=[]
+    )
 
     @classmethod
     def min_files(cls) -> int:
@@ -138,7 +140,9 @@ class ChatServiceForm(ChatServiceOptions):
 class ChatServiceComposeForm(ChatServiceForm):
     """An order that combines several images."""
 
-    files: Annotated[list[_File], Field(json_schema_extra={"minItems": 2}, description="jpeg, png or webp")] = []
+    files: Annotated[list[_File], Field(json_schema_extra={"minItems": 2}, description="jpeg, png or webp")] = Field(
+        default=[]
+    )
 
     @classmethod
     def min_files(cls) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from broker.api.dialects.fal.apps import ModelApp
+from broker.api.http.request_body import RequestModel
 from broker.api.shared.models import Seed, SnakeResponseModel
 from broker.notifications.formats.fal import FalDetail
 from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UrlReference
@@ -24,7 +25,7 @@ SPELLING: Final = {
 """Names of fields in the native API, as in sentences of the planner → fal's."""
 
 
-class FalInput(BaseModel):
+class FalInput(RequestModel):
     """What a client sends to an app; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -114,7 +115,7 @@ class FalError(SnakeResponseModel):
     error_type: str | Absent = None
 
 
-class FalUploadRequest(BaseModel):
+class FalUploadRequest(RequestModel):
     """What a client says about a file that it is about to send."""
 
     model_config = ConfigDict(strict=True)

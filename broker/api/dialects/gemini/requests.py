@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from broker.api.http.request_body import RequestModel
 from broker.errors import ApiError
 
 GROUNDING: Final = frozenset({"googleSearch", "googleSearchRetrieval"})
@@ -21,7 +22,7 @@ MAX_SYSTEM_CHARACTERS: Final = 2**18
 """Kept with each image; many times what these models read."""
 
 
-class GeminiInput(BaseModel):
+class GeminiInput(RequestModel):
     """Base of the objects in a request; other names are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_camel, populate_by_name=True)
@@ -66,7 +67,7 @@ class GeminiRequestContent(GeminiInput):
     """One turn of a conversation; without a role, it is the user's."""
 
     role: str | None = None
-    parts: Annotated[list[GeminiRequestPart], BeforeValidator(_as_list)] = []
+    parts: Annotated[list[GeminiRequestPart], BeforeValidator(_as_list)] = Field(default=[])
 
 
 def _as_content(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,7 +15,7 @@ from broker.accounts import names
 from broker.accounts.logins import Login, LoginService
 from broker.accounts.users import UserService
 from broker.api.http.endpoint import Endpoint, json_success, principal_of
-from broker.api.http.request_body import FORM_TYPES, read_json_model
+from broker.api.http.request_body import FORM_TYPES, RequestModel, read_json_model
 from broker.api.http.responses import json_response
 from broker.api.shared.logins import MAX_LOGIN_BYTES, PasswordText, UserNameText, read_login, token_client
 from broker.api.shared.models import SnakeResponseModel
@@ -29,7 +29,7 @@ _BODY_ERRORS: Final = ("invalid_request", "payload_too_large")
 _LOGIN_ERRORS: Final = (*_BODY_ERRORS, "forbidden", "rate_limited")
 
 
-class ImageServiceRegistration(BaseModel):
+class ImageServiceRegistration(RequestModel):
     """Of a new user; other fields are ignored."""
 
     model_config = ConfigDict(strict=True)
@@ -39,7 +39,7 @@ class ImageServiceRegistration(BaseModel):
     email: Annotated[str | None, Field(max_length=names.MAX_EMAIL_CHARS)] = None
 
 
-class ImageServiceLogin(BaseModel):
+class ImageServiceLogin(RequestModel):
     """A user name and a password; other fields, like those of OAuth 2, are ignored."""
 
     model_config = ConfigDict(strict=True)
@@ -51,7 +51,7 @@ class ImageServiceLogin(BaseModel):
     password: PasswordText
 
 
-class ImageServiceRefresh(BaseModel):
+class ImageServiceRefresh(RequestModel):
     model_config = ConfigDict(strict=True)
 
     refresh_token: Annotated[str, Field(min_length=1, max_length=MAX_TOKEN_CHARACTERS)]

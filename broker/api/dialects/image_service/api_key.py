@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.accounts.provider_keys import MAX_KEY_CHARACTERS, ProviderKeyService
 from broker.api.http.endpoint import Endpoint, json_success, principal_of
-from broker.api.http.request_body import read_json_model
+from broker.api.http.request_body import RequestModel, read_json_model
 from broker.api.http.responses import json_response, requested_language
 from broker.api.shared.logins import MAX_LOGIN_BYTES
 from broker.api.shared.models import SnakeResponseModel
@@ -23,7 +23,7 @@ from broker.presenter import Absent
 PROVIDER: Final = "replicate"
 
 
-class ImageServiceKeyRequest(BaseModel):
+class ImageServiceKeyRequest(RequestModel):
     """A key; other fields are ignored."""
 
     model_config = ConfigDict(strict=True)

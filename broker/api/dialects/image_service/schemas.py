@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from broker.api.http.pagination import PageQuery
 from broker.api.http.query import EMPTY, ParsedText
+from broker.api.http.request_body import RequestModel
 from broker.api.shared.models import Seed, SnakeResponseModel
 from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UrlReference
 from broker.presenter import Moment
@@ -24,7 +25,7 @@ _URL: Final = re.compile(r"https?://|/uploads/(image|reference)s/", re.IGNORECAS
 Status = Literal["pending", "running", "completed", "failed"]
 
 
-class ImageServiceRequest(BaseModel):
+class ImageServiceRequest(RequestModel):
     """What a client of the image service sends; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())

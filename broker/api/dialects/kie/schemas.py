@@ -6,11 +6,12 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from broker.api.http.query import NAME_TEXT, QueryModel
+from broker.api.http.request_body import RequestModel
 from broker.api.shared.models import Seed
 from broker.notifications.formats import ORIGIN_KEY
 from broker.notifications.formats.kie import KieRecord
@@ -25,7 +26,7 @@ SQUARE_MODELS: Final = frozenset({"google/nano-banana", EDIT_MODEL, "nano-banana
 _REFERENCES: Final = ("image_urls", "image_input")
 
 
-class KieInput(BaseModel):
+class KieInput(RequestModel):
     """The fields of an order, by the names that they have at one model or another; others are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -75,7 +76,7 @@ class KieInput(BaseModel):
         }
 
 
-class KieCreateTask(BaseModel):
+class KieCreateTask(RequestModel):
     """The body of createTask; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -157,7 +158,7 @@ def _decode(text: str) -> bytes:
 _Folder = Annotated[str, Field(pattern="^[^/]+(/[^/]+)*$", max_length=200, description="without a slash at its ends")]
 
 
-class KieUpload(BaseModel):
+class KieUpload(RequestModel):
     """What an upload says about its file; other fields are ignored."""
 
     model_config = ConfigDict(alias_generator=to_camel, strict=True)

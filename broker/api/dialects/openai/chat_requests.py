@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from broker.api.dialects.openai.image_requests import MAX_N, MAX_SAFE_INTEGER, ORIGIN, source_of
 from broker.api.dialects.openai.models import ModelNames
+from broker.api.http.request_body import RequestModel
 from broker.catalog import Model
 from broker.errors import ApiError
 from broker.orders import ImageParams, OrderRequest, Turn, TurnPart
@@ -22,7 +23,7 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 _OUTPUTS: Final = frozenset({"image", "text"})
 
 
-class _ChatModel(BaseModel):
+class _ChatModel(RequestModel):
     """Base of the parts of a chat; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow")

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import FormData, UploadFile
 
 from broker.api.dialects.openai.models import ModelNames
 from broker.api.dialects.openai.sizes import AUTO, choose_shape
-from broker.api.http.request_body import UploadedChunks, validation_error
+from broker.api.http.request_body import RequestModel, UploadedChunks, validation_error
 from broker.errors import ApiError
 from broker.orders import DataUriReference, ImageParams, OrderRequest, ReferenceSource, UploadedReference, UrlReference
 
@@ -24,7 +24,7 @@ _IMAGE_FIELD: Final = re.compile(r"images?(\[[0-9]{0,3}\])?")
 _OVERLAYS: Final = frozenset({"mask", "markup"})
 
 
-class OpenAIImageSource(BaseModel):
+class OpenAIImageSource(RequestModel):
     """An image within JSON."""
 
     model_config = ConfigDict(extra="allow")
@@ -36,7 +36,7 @@ _File = Annotated[Any, WithJsonSchema({"type": "string", "format": "binary"})]
 _Images = str | list[str | OpenAIImageSource] | None
 
 
-class OpenAIImageFields(BaseModel):
+class OpenAIImageFields(RequestModel):
     """What JSON and forms share; other fields are kept as extra fields, and listed as ignored."""
 
     model_config = ConfigDict(extra="allow")
@@ -99,7 +99,7 @@ class OpenAIImageRequest(OpenAIImageFields):
 class OpenAIImageForm(OpenAIImageFields):
     """An order as a form, with its images as files."""
 
-    image: Annotated[list[_File], Field(description="one file, or several as image[]")] = []
+    image: Annotated[list[_File], Field(description="one file, or several as image[]")] = Field(default=[])
 
 
 def source_of(text: str) -> ReferenceSource:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from broker.api.http.pagination import cursor_text
 from broker.api.http.query import QueryModel
+from broker.api.http.request_body import RequestModel
 from broker.api.http.responses import error_headers, json_response
 from broker.api.shared.field_names import respell_names
 from broker.api.shared.models import Seed, SnakeResponseModel
@@ -38,7 +39,7 @@ _INPUT_IMAGE: Final = {"type": "string", "description": "a URL, or a data URI"}
 # -- requests
 
 
-class ReplicateInput(BaseModel):
+class ReplicateInput(RequestModel):
     """The input of a prediction. Fields that are not known are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -84,7 +85,7 @@ class ReplicateInput(BaseModel):
         }
 
 
-class ReplicateOrder(BaseModel):
+class ReplicateOrder(RequestModel):
     """The body of a request for a prediction; other fields are kept as extra fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
