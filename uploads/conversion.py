@@ -10,9 +10,6 @@ import io
 from pathlib import Path
 from typing import Final
 
-from uploads.decoder import open_image
-from uploads.orientation import make_upright, read_orientation
-
 MAX_MEMORY_BYTES: Final = 400 * 2**20
 MAX_PIXELS: Final[dict[str, int]] = {"image/jpeg": 28_000_000, "image/webp": 20_000_000}
 """Memory per pixel in the worst case: the coefficients of a progressive JPEG in four colours and its pixels, 12 bytes;
@@ -31,6 +28,9 @@ def can_convert(media_type: str, width: int, height: int) -> bool:
 
 def convert_to_png(path: Path, media_type: str) -> bytes:
     """Return the image as a PNG; call it in a thread. Raises what Pillow raises."""
+    from uploads.decoder import open_image
+    from uploads.orientation import make_upright, read_orientation
+
     with path.open("rb") as file, open_image(file, media_type) as image:
         orientation, profile = read_orientation(image.info.get("exif")), image.info.get("icc_profile")
         image.load()

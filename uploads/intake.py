@@ -19,7 +19,6 @@ from storage.blobs.staging import Blob
 from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 from storage.images import Kind, StoredImage
-from uploads.decoder import check_decodable
 from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
 from uploads.structure import ImageInfo, InvalidImage
 
@@ -139,6 +138,8 @@ def _validate_small(data: bytes, media_type: MediaType, *, max_pixels: int, max_
 
 def _validate_file(path: Path, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
     """Validate in a thread; the structure first, because it bounds the work of the decoder."""
+    from uploads.decoder import check_decodable
+
     try:
         with path.open("rb") as file:
             info = validate_structure(file, media_type, max_pixels)

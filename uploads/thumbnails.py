@@ -9,14 +9,12 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
-
-from PIL import Image
-from PIL.Image import Resampling
+from typing import TYPE_CHECKING, Final, Literal
 
 from storage.images import StoredImage
-from uploads.decoder import open_image
-from uploads.orientation import make_upright, read_orientation
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ThumbnailSize = Literal[128, 256, 512, 1024]
 THUMBNAIL_SIZES: Final[tuple[ThumbnailSize, ...]] = (128, 256, 512, 1024)
@@ -67,6 +65,11 @@ def make_thumbnail(path: Path, original: StoredImage, size: ThumbnailSize) -> Th
 
     Raises `ThumbnailError` for a bad image; MemoryError and OSError where another attempt may succeed.
     """
+    from PIL.Image import Resampling
+
+    from uploads.decoder import open_image
+    from uploads.orientation import read_orientation
+
     with path.open("rb") as file:
         try:
             with open_image(file, original.media_type) as image:
@@ -107,6 +110,8 @@ def _with_resizable_mode(image: Image.Image) -> Image.Image:
 
 
 def _encode_webp(image: Image.Image, orientation: int) -> Thumbnail:
+    from uploads.orientation import make_upright
+
     if image.mode == "I":  # sixteen bits of grey; convert() alone would clip instead of scale
         image = image.point(lambda value: value * (1 / 257)).convert("L")
     upright = make_upright(image, orientation)

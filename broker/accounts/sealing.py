@@ -14,13 +14,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 NONCE_BYTES: Final = 12
 _PURPOSE: Final = b"provider-keys.v1"
@@ -50,22 +50,33 @@ class SealingKey:
 
     @classmethod
     def derive_from(cls, secret: bytes) -> SealingKey:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
         key = HKDF(algorithm=SHA256(), length=32, salt=None, info=_PURPOSE).derive(secret)
         return cls(id=hashlib.sha256(b"id of " + _PURPOSE + key).hexdigest()[:8], cipher=AESGCM(key))
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyRing:
-    """The key that seals, and all keys that open."""
+    """The key that seals, and all keys that open. They are derived when they are first needed."""
 
-    current: SealingKey
-    by_id: Mapping[str, SealingKey] = field(repr=False)
+    secret: bytes = field(repr=False)
+    old: tuple[bytes, ...] = field(repr=False)
 
     @classmethod
     def from_secrets(cls, current: bytes, old: Iterable[bytes] = ()) -> KeyRing:
         """current: the SECRET_KEY in effect. old: those before it."""
-        key = SealingKey.derive_from(current)
-        return cls(current=key, by_id={**{one.id: one for one in map(SealingKey.derive_from, old)}, key.id: key})
+        return cls(secret=current, old=tuple(old))
+
+    @cached_property
+    def current(self) -> SealingKey:
+        return SealingKey.derive_from(self.secret)
+
+    @cached_property
+    def by_id(self) -> Mapping[str, SealingKey]:
+        return {key.id: key for key in (*map(SealingKey.derive_from, self.old), self.current)}
 
     def seal(self, secret: SecretStr, *context: str) -> Sealed:
         """Seal a secret for one place. context: what must be the same when it is opened."""
@@ -75,6 +86,8 @@ class KeyRing:
 
     def open(self, sealed: Sealed, *context: str) -> SecretStr:
         """Return the secret. Raises `SealBroken`."""
+        from cryptography.exceptions import InvalidTag
+
         key = self.by_id.get(sealed.key_id)
         if key is None:
             raise SealBroken("it is sealed by a key that is not known")

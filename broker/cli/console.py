@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from broker.cli import ExitCode
-from broker.client import BrokerApiError, BrokerError
 from broker.errors import ApiError, ProviderError, SettingsError
 from storage.errors import StorageError
 from storage.sql.migrate import SchemaTooNew
@@ -25,6 +24,8 @@ class CommandError(Exception):
 
 def explain_error(error: BaseException) -> tuple[str, ExitCode] | None:
     """Return the sentence and exit code of an error that a person can fix; None for a bug."""
+    from broker.client import BrokerApiError, BrokerError  # with it an HTTP client, which the broker does not need
+
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # a task group wraps the error that ended it
     match error:

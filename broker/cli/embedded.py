@@ -1,36 +1,19 @@
-"""The whole system inside this process: for `serve`, and for commands that run a broker of their own."""
+"""The whole system inside this process, for commands that run a broker of their own."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
-from broker.bootstrap import open_services
-from broker.callbacks.public_url import check_configured
 from broker.cli.connection import first_key, make_client
-from broker.cli.sandbox import LOOPBACK, run_sandbox
+from broker.cli.opening import open_system
+from broker.cli.sandbox import LOOPBACK
 from broker.client import AsyncClient
 from broker.net.hosts import local_base_url
 from broker.server.sockets import bind_socket, socket_port
 from broker.server.uvicorn import running_server
 from broker.services import Services
 from broker.settings import Settings
-
-
-@asynccontextmanager
-async def open_system(settings: Settings, port: int) -> AsyncIterator[Services]:
-    """Open the system for a port, with a sandbox if there is no provider key."""
-    if settings.webhook_base_url:
-        check_configured(settings.webhook_base_url)  # checked although the sandbox does not need it
-    if not settings.sandboxed:
-        async with open_services(settings, port=port) as services:
-            yield services
-        return
-    async with (
-        run_sandbox(settings, port + 1) as sandbox_settings,
-        open_services(sandbox_settings, port=port, local_provider=True) as services,
-    ):
-        yield services
 
 
 @asynccontextmanager

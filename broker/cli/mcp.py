@@ -16,7 +16,7 @@ async def serve_mcp(*, out: Path | None, seconds: float) -> None:
         raise CommandError(
             "`broker mcp` needs the MCP SDK: install the broker with its extra, pip install 'nano-banana-broker[mcp]'."
         )
-    from broker.mcp.server import serve_stdio  # noqa: PLC0415  # an optional dependency
+    from broker.mcp.server import serve_stdio  # an optional dependency
 
     settings = load_settings()
     quiet_logs(settings)

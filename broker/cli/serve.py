@@ -19,9 +19,9 @@ from broker.bootstrap import load_settings, open_services
 from broker.callbacks.public_url import is_private_url
 from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import print_line, print_note
-from broker.cli.embedded import open_system
+from broker.cli.opening import open_system
 from broker.cli.running import explain_errors, run_lasting
-from broker.doctor.machine import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
+from broker.doctor.python_version import COOKIE_FLAW, NEWER_PYTHON, has_cookie_flaw
 from broker.errors import SettingsError, unusable_folder
 from broker.logs import log
 from broker.net.hosts import EVERY_INTERFACE, is_loopback_host, local_base_url

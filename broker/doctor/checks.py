@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass, replace
 from typing import Final
 
-from broker.doctor import accounts, file_modes, machine, providers, reachability, sealed_keys
+from broker.doctor import accounts, file_modes, machine, providers, python_version, reachability, sealed_keys
 from broker.doctor.context import DoctorContext
 from broker.providers.base import Finding, HealthCheck, Provider, ProviderContext
 from broker.providers.health import failed, skipped
@@ -32,7 +32,7 @@ _DATA: Final = frozenset({"data_dir"})
 _DATABASE: Final = _DATA | {"database_url", "database_listen_url", "postgres_host", "postgres_port"}
 
 _CHECKS: Final = (
-    Check(name="Python", run=machine.check_python),
+    Check(name="Python", run=python_version.check_python),
     Check(
         name="public address",
         run=reachability.check_inbound,

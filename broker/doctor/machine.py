@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import re
 import shutil
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from broker.bootstrap import FREE_FLOOR, blobs_for, missing_database_file, secret_file
 from broker.cluster import MAX_HARMLESS_SKEW_SECONDS, max_clock_skew, secrets_match
@@ -36,19 +34,6 @@ LIFECYCLE_RULE: Final = (
     "if it has none: it cannot be read from here"
 )
 FREE_SPACE_CURE: Final = "free some space (df -h), or shorten BROKER_RETENTION_HOURS and run: broker cleanup"
-COOKIE_FLAW: Final = "one Cookie header can keep it busy for seconds (CVE-2024-7592)"
-NEWER_PYTHON: Final = "use 3.11.10, 3.12.6 or newer"
-
-
-async def check_python(_: DoctorContext) -> Sequence[Finding]:
-    found = platform.python_version()
-    if has_cookie_flaw(sys.version_info[:3]):
-        return [warning("Python", f"{found}: {COOKIE_FLAW}", NEWER_PYTHON)]
-    return [ok("Python", found)]
-
-
-def has_cookie_flaw(version: tuple[Any, ...]) -> bool:
-    return version < (3, 11, 10) or (3, 12) <= version < (3, 12, 6)
 
 
 async def check_database(context: DoctorContext) -> Sequence[Finding]:

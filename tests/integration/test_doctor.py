@@ -25,7 +25,7 @@ from broker.callbacks.probe import ReachabilityProbe
 from broker.clock import SystemClock
 from broker.doctor.checks import Check, checks_for, run_checks, storage_failure
 from broker.doctor.context import open_context
-from broker.doctor.machine import has_cookie_flaw
+from broker.doctor.python_version import has_cookie_flaw
 from broker.doctor.reachability import probe_server
 from broker.net.api_client import ApiClient
 from broker.providers.base import Finding

@@ -12,12 +12,12 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING, Any, Final
 
 from webhooks.signatures.base import Proof, is_fresh
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SIGNATURE_HEADER: Final = "x-fal-webhook-signature"
 _LINES: Final = ("x-fal-webhook-request-id", "x-fal-webhook-user-id", "x-fal-webhook-timestamp")
@@ -40,6 +40,8 @@ def read_keys(document: Any) -> list[Ed25519PublicKey]:
 
 def derived_key(secret: bytes) -> Ed25519PrivateKey:
     """Return our own signing key, derived from `secret`; the same in every process."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     return Ed25519PrivateKey.from_private_bytes(hmac.new(secret, b"ed25519-lines.v1", hashlib.sha256).digest())
 
 
@@ -81,6 +83,8 @@ def _message(lines: Sequence[str], body: bytes) -> bytes:
 
 
 def _matches(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
     try:
         key.verify(signature, message)
     except InvalidSignature:
@@ -90,6 +94,8 @@ def _matches(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 
 def _read_key(item: Any) -> Ed25519PublicKey | None:
     """Return the key of a JWK; None for another kind."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     if not isinstance(item, dict) or item.get("kty", "OKP") != "OKP" or item.get("crv", "Ed25519") != "Ed25519":
         return None
     x = item.get("x")

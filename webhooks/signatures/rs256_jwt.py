@@ -10,11 +10,12 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import jwt
+from typing import TYPE_CHECKING, Any, Final
 
 from webhooks.signatures.base import MAX_CLOCK_SKEW_SECONDS, Proof, is_fresh
+
+if TYPE_CHECKING:
+    import jwt
 
 SIGNATURE_HEADER: Final = "webhook-signature"
 TIMESTAMP_HEADER: Final = "webhook-timestamp"
@@ -44,6 +45,8 @@ def _is_canonical(token: str) -> bool:
 
 def read_keys(document: Any) -> Mapping[str, jwt.PyJWK]:
     """Return the RSA keys of a JWK set by their ids; others are left out. Raises ValueError for anything else."""
+    import jwt
+
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise ValueError("it is not a JWK set")
@@ -67,6 +70,8 @@ class Rs256Jwt:
 
     def verify(self, headers: Mapping[str, str], body: bytes, ids: Sequence[str], now: float) -> Proof:
         """Return what the headers prove. The token must be signed with RS256, and neither expired nor old."""
+        import jwt
+
         offered = headers.get(SIGNATURE_HEADER)
         if offered is None:
             return Proof.NONE

@@ -119,7 +119,7 @@ class FalFormat:
 
     def __init__(self, context: FormatContext) -> None:
         self._presenter = context.presenter
-        self._key = derived_key(context.secret)
+        self._secret = context.secret
         self._public_base = context.public_base
 
     def make_body(self, event: Event, at: float, task: Task, images: Sequence[StoredImage]) -> str | None:
@@ -149,4 +149,4 @@ class FalFormat:
         }
 
     def sign(self, delivery: Delivery, at: float, body: bytes) -> Mapping[str, str]:
-        return sign(self._key, json.loads(body)["request_id"], USER_ID, at, body)
+        return sign(derived_key(self._secret), json.loads(body)["request_id"], USER_ID, at, body)

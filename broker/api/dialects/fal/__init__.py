@@ -37,12 +37,16 @@ def fal_dialect(services: Services) -> Dialect:
         statuses=FalStatuses(eta=services.eta, messages=messages),
         results=results,
     )
-    keys = write_keys([derived_key(secret).public_key() for secret in services.tokens.secrets])
+
+    def read_keys() -> FalJwks:
+        keys = [derived_key(secret).public_key() for secret in services.tokens.secrets]
+        return FalJwks.model_validate(write_keys(keys))
+
     routes = FalEndpoints(
         queue=queue,
         runs=FalRuns(held=held, orders=orders, results=results, canceler=services.canceler),
         uploads=FalUploads(shared=SharedFiles.from_services(services)),
-        keys=FalJwks.model_validate(keys),
+        read_keys=read_keys,
     )
     return Dialect(
         name="fal",

@@ -77,7 +77,7 @@ class FalEndpoints:
     queue: FalQueue
     runs: FalRuns
     uploads: FalUploads
-    keys: FalJwks
+    read_keys: Callable[[], FalJwks]
 
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoint list of the dialect, in the order of matching."""
@@ -297,4 +297,6 @@ class FalEndpoints:
 
     async def get_webhook_keys(self, _: Request) -> Response:
         """Get the keys that sign webhooks in fal's form."""
-        return json_response(self.keys.to_document(), headers={"cache-control": f"public, max-age={JWKS_SECONDS}"})
+        return json_response(
+            self.read_keys().to_document(), headers={"cache-control": f"public, max-age={JWKS_SECONDS}"}
+        )

@@ -1,0 +1,29 @@
+"""Opening the system for a port, with a sandbox provider where no other is configured."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from broker.bootstrap import open_services
+from broker.callbacks.public_url import check_configured
+from broker.services import Services
+from broker.settings import Settings
+
+
+@asynccontextmanager
+async def open_system(settings: Settings, port: int) -> AsyncIterator[Services]:
+    """Open the system for a port, with a sandbox if there is no provider key."""
+    if settings.webhook_base_url:
+        check_configured(settings.webhook_base_url)  # checked although the sandbox does not need it
+    if not settings.sandboxed:
+        async with open_services(settings, port=port) as services:
+            yield services
+        return
+    from broker.cli.sandbox import run_sandbox
+
+    async with (
+        run_sandbox(settings, port + 1) as sandbox_settings,
+        open_services(sandbox_settings, port=port, local_provider=True) as services,
+    ):
+        yield services
