@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, date, datetime
 from typing import Protocol, overload
@@ -21,6 +22,14 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def seconds_to_beat(interval_seconds: float) -> float:
+    """Return the seconds until the loop's clock is a multiple of the interval.
+
+    Periodic timers of all parts that sleep so long end together: an idle process wakes up once for all of them.
+    """
+    return interval_seconds - asyncio.get_running_loop().time() % interval_seconds
 
 
 @overload

@@ -128,6 +128,8 @@ class _NeedsDecoder(Exception):
 
 
 def _validate_small(data: bytes, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
+    from uploads.decoder import check_decodable
+
     file = io.BytesIO(data)
     info = validate_structure(file, media_type, max_pixels)
     if info.decode_bytes > SMALL_DECODE_BYTES:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from broker.clock import seconds_to_beat
 from broker.conversations.deletion import ConversationDeleter
 from broker.conversations.release import TurnRelease
 from broker.conversations.service import TURNS_CHANNEL
@@ -16,7 +17,7 @@ from broker.tasks.transitions import ENDED_CHANNEL
 from storage.conversations.turns import Turns
 from storage.errors import StorageError
 
-IDLE_SECONDS: Final = 2.0
+IDLE_SECONDS: Final = 10.0
 """A turn that another process left behind is found within this time."""
 BUSY_SECONDS: Final = 0.5
 """The end of a task is noticed within this time, also without a notification."""
@@ -66,4 +67,4 @@ class TurnKeeper:
                     await asyncio.sleep(PAUSE_SECONDS)
                     await changed.wait(BUSY_SECONDS)
                 else:
-                    await added.wait(IDLE_SECONDS)
+                    await added.wait(seconds_to_beat(IDLE_SECONDS))

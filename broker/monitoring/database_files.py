@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from broker.clock import seconds_to_beat
 from broker.logs import log
 from storage.errors import DatabaseReplaced
 from storage.sql.database import Database
 
-INTERVAL_SECONDS: Final = 3.0
+INTERVAL_SECONDS: Final = 10.0
 
 
 @asynccontextmanager
@@ -40,4 +41,4 @@ async def _watch(database: Database, interval_seconds: float) -> None:
             if is_lost:
                 log.info("the files of the database are back", action="database_returned")
             is_lost = False
-        await asyncio.sleep(interval_seconds)
+        await asyncio.sleep(seconds_to_beat(interval_seconds))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from broker.clock import seconds_to_beat
 from broker.logs import log
 from broker.metrics import Metrics
 
@@ -28,8 +29,9 @@ async def measure_loop_lag(metrics: Metrics, *, interval_seconds: float = INTERV
 async def _measure(metrics: Metrics, interval_seconds: float) -> None:
     loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + interval_seconds
-        await asyncio.sleep(interval_seconds)
+        pause = seconds_to_beat(interval_seconds)
+        due = loop.time() + pause
+        await asyncio.sleep(pause)
         lag = max(0.0, loop.time() - due)
         metrics.loop_lag.observe(lag)
         if lag >= WARN_LAG_SECONDS:

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import uvicorn
 
 from broker.app import build_app
+from broker.clock import seconds_to_beat
 from broker.logs import log
 from broker.net.hosts import local_base_url
 from broker.server.deadlines import ConnectionLimits
@@ -144,7 +145,7 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(tens):  # updates the Date header
             tens += 10
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), TICK_SECONDS)
+                await asyncio.wait_for(self._stopping.wait(), seconds_to_beat(TICK_SECONDS))
 
     def stop(self) -> None:
         """Accept no more connections and finish requests in progress. A second call does not wait for them."""

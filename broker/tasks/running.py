@@ -10,7 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from broker.clock import Clock
+from broker.clock import Clock, seconds_to_beat
 from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 from broker.notifications.deliverer import Deliverer
@@ -227,7 +227,7 @@ class LeaseKeeper:
     async def keep(self) -> None:
         """Renew leases until canceled."""
         while True:
-            await asyncio.sleep(self.lease_seconds / 3)
+            await asyncio.sleep(seconds_to_beat(self.lease_seconds / 3))
             try:
                 until = self.clock.now() + self.lease_seconds
                 await self.running.tasks.renew(self.running.held_leases(), until)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from broker.clock import Clock
+from broker.clock import Clock, seconds_to_beat
 from broker.logs import log
 from broker.monitoring.balance import BalanceMonitor
 from broker.notifications.deliverer import Deliverer
@@ -77,7 +77,8 @@ class Worker:
             self.next_steps.start = self._start_step
             try:
                 while not self._stopping.is_set():
-                    await subscription.wait(await self.poll_once())
+                    pause = await self.poll_once()
+                    await subscription.wait(min(pause, seconds_to_beat(MAX_SLEEP_SECONDS)))
             finally:
                 self.next_steps.start = None
                 await self.drain()
