@@ -125,7 +125,7 @@ class GuardedH11(GuardedProtocol, H11Protocol):
             return Phase.LEFTOVER if self.cycle and self.cycle.response_complete else Phase.BODY
         if state is not h11.IDLE:
             return Phase.SERVER
-        has_begun = self.cycle is None or bool(self.conn.trailing_data[0])
+        has_begun = not self.has_answered or bool(self.conn.trailing_data[0])
         return Phase.HEAD if has_begun else Phase.IDLE
 
     def can_answer(self) -> bool:

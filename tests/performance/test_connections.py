@@ -23,13 +23,13 @@ class CountingLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self.counts = Counter[str]()
 
-    def call_at(self, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
         self.counts["timers"] += 1
-        return super().call_at(*args, **kwargs)
+        return super().call_at(when, callback, *args, context=context)
 
-    def call_soon(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
         self.counts["callbacks"] += 1
-        return super().call_soon(*args, **kwargs)
+        return super().call_soon(callback, *args, context=context)
 
     def create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
         self.counts["tasks"] += 1

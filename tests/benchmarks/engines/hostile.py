@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import random
 import tempfile
 import time
 from contextlib import suppress
@@ -35,11 +37,15 @@ MAX_P99_SECONDS: Final = 0.05
 
 CHUNKS: Final = b"1\r\nx\r\n" * 400_000
 EARLY_HINTS: Final = b"HTTP/1.1 103 \r\n\r\n" * 100_000
-HEAD: Final = ("hostile traffic", "polls", "p50 ms", "p99 ms", "max ms", "hostile MB")
+HEAD: Final = ("hostile traffic", "polls", "p50 ms", "p99 ms", "max ms", "hostile MB", "broker CPU %")
 
 
 def post(path: str, framing: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{framing}\r\n\r\n".encode()
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
 
 def with_length(path: str, body: bytes) -> bytes:
@@ -58,6 +64,7 @@ def objects(size: int) -> bytes:
     return b"[" + b",".join([b"{}"] * (size // 3)) + b"]"
 
 
+HEALTH: Final = get("/health")
 WEBHOOK: Final = "/api/webhook/nano-banana"
 IN_CHUNKS: Final = "Transfer-Encoding: chunked"
 REQUESTS: Final[dict[str, bytes]] = {
@@ -67,7 +74,17 @@ REQUESTS: Final[dict[str, bytes]] = {
     "callback of 240 kB of objects": with_length(WEBHOOK, objects(240_000)),
     "callback with JSON in a string": with_length(WEBHOOK, json.dumps({"data": lists(240_000).decode()}).encode()),
     "order of 400 kB of lists": with_length("/api/generate/image", b'{"prompt": "x", "y": ' + lists(400_000) + b"}"),
+    "junk": random.Random(1).randbytes(2_000_000),
+    "thousands of header lines": HEALTH[:-2] + b"a: b\r\n" * 300_000,
+    "pipelined requests": HEALTH * 50_000,
+    "pipelined polls of unknown tasks": get("/api/task/task_0") * 50_000,
+    "pipelined requests of 99 header lines": (HEALTH[:-2] + b"a: b\r\n" * 98 + b"\r\n") * 4_000,
+    "pipelined requests, answers not read": HEALTH * 50_000,
 }
+READ: Final = {"pipelined requests", "pipelined polls of unknown tasks", "pipelined requests of 99 header lines"}
+"""Kinds whose clients read one answer after the other."""
+UNREAD: Final = {"pipelined requests, answers not read"}
+"""Kinds whose clients read no answer."""
 RESPONSES: Final[dict[str, tuple[str, bytes]]] = {
     "result in chunks of a byte": ("/result", head("200 OK", IN_CHUNKS) + CHUNKS),
     "103 responses of the file server": ("/result", EARLY_HINTS),
@@ -101,15 +118,21 @@ async def trickle(writer: asyncio.StreamWriter, data: bytes, rate: int, total: S
             await asyncio.sleep(TICK_SECONDS)
 
 
-async def send_requests(port: int, data: bytes, rate: int, total: Sent) -> None:
-    """Send the request again and again, each on a new connection and until it is answered."""
+async def send_requests(port: int, kind: str, rate: int, total: Sent) -> None:
+    """Send the bytes again and again, each time on a new connection and until they are answered."""
+    data = REQUESTS[kind]
     while True:
         with suppress(ConnectionError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             sending = asyncio.create_task(trickle(writer, data, rate, total))
             try:
-                await reader.readuntil(b"\r\n\r\n")
-            except asyncio.IncompleteReadError:
+                if kind in UNREAD:
+                    await sending
+                elif kind in READ:
+                    await reader.read(-1)
+                else:
+                    await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 pass
             finally:
                 sending.cancel()
@@ -120,7 +143,7 @@ async def attack(side: Side, kind: str, port: int, rate: int) -> int:
     """Send hostile requests from go until stop; return the bytes sent."""
     total = Sent()
     await side.wait_for_go()
-    clients = [asyncio.create_task(send_requests(port, REQUESTS[kind], rate, total)) for _ in range(CONNECTIONS)]
+    clients = [asyncio.create_task(send_requests(port, kind, rate, total)) for _ in range(CONNECTIONS)]
     await side.wait_for_stop()
     for task in clients:
         task.cancel()
@@ -193,6 +216,8 @@ class Outcome:
     kind: str
     latencies: list[float]
     hostile_bytes: int
+    cpu_share: float
+    """CPU seconds of the broker per second."""
 
     @property
     def p99(self) -> float:
@@ -201,7 +226,7 @@ class Outcome:
     def row(self) -> tuple[object, ...]:
         values = self.latencies
         numbers = (ms(cut(values, 50)), ms(self.p99), ms(max(values)))
-        return (self.kind, len(values), *numbers, f"{self.hostile_bytes / 1e6:.1f}")
+        return (self.kind, len(values), *numbers, f"{self.hostile_bytes / 1e6:.1f}", f"{self.cpu_share:.0%}")
 
 
 async def measure(kind: str, folder: Path, *, seconds: float = SECONDS, rate: int = BYTES_PER_SECOND) -> Outcome:
@@ -221,10 +246,18 @@ async def measure(kind: str, folder: Path, *, seconds: float = SECONDS, rate: in
             child.go()
         await asyncio.sleep(WARM_UP_SECONDS)
         poller.go()
+        cpu_before, began = cpu_seconds(broker.process.pid), time.perf_counter()
         await asyncio.sleep(seconds)
+        cpu_share = (cpu_seconds(broker.process.pid) - cpu_before) / (time.perf_counter() - began)
         latencies = await poller.result()
         hostile = sum([await peer.result() for peer in peers])
-    return Outcome(kind=kind, latencies=latencies, hostile_bytes=hostile)
+    return Outcome(kind=kind, latencies=latencies, hostile_bytes=hostile, cpu_share=cpu_share)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the user and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _create_tasks(broker: Broker) -> str:
@@ -236,8 +269,7 @@ async def _create_tasks(broker: Broker) -> str:
 
 async def main(seconds: float = SECONDS, rate: int = BYTES_PER_SECOND, only: str = "") -> None:
     """Print a table of all kinds whose name contains `only`. rate: bytes per second of each hostile connection."""
-    honest = f"{POLLERS / POLL_SECONDS:g} polls a second"
-    say(f"\n{CONNECTIONS} hostile connections with {rate / 1e6:g} MB/s each; {honest}\n")
+    say(f"\n{CONNECTIONS} hostile connections, {rate / 1e6:g} MB/s each; {POLLERS / POLL_SECONDS:g} polls a second\n")
     outcomes = []
     for kind in ("none", *REQUESTS, *RESPONSES):
         if only in kind:
