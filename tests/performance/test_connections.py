@@ -16,24 +16,23 @@ REQUEST = b"GET /api/task/task_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n\
 REQUESTS = 50
 
 
-class CountingLoop(asyncio.SelectorEventLoop):
-    """An event loop that counts what is scheduled on it."""
+SCHEDULING = {"call_at": "timers", "call_soon": "callbacks", "create_task": "tasks"}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts = Counter[str]()
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        self.counts["timers"] += 1
-        return super().call_at(when, callback, *args, context=context)
+def count_scheduling(loop: asyncio.AbstractEventLoop) -> Counter[str]:
+    """Return the counts of what is scheduled on an event loop from now on."""
+    counts = Counter[str]()
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        self.counts["callbacks"] += 1
-        return super().call_soon(callback, *args, context=context)
+    def counting(name: str, schedule: Any) -> Any:
+        def count(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return schedule(*args, **kwargs)
 
-    def create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        self.counts["tasks"] += 1
-        return super().create_task(*args, **kwargs)
+        return count
+
+    for method, name in SCHEDULING.items():
+        setattr(loop, method, counting(name, getattr(loop, method)))
+    return counts
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -44,22 +43,21 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 async def count_scheduled(parser: str) -> Counter[str]:
     """Return what the requests of one connection schedule, without its beginning and its end."""
     loop = asyncio.get_running_loop()
-    assert isinstance(loop, CountingLoop)
+    counts = count_scheduling(loop)
     async with await loop.create_server(partial(new_protocol, parser, answer), "127.0.0.1", 0) as server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         with closing(writer):
             for number in range(REQUESTS + 2):
                 if number == 2:
-                    loop.counts.clear()
+                    counts.clear()
                 writer.write(REQUEST)
                 await reader.readuntil(b"{}")
-            counts = Counter(loop.counts)
-    return counts
+            return Counter(counts)
 
 
 @pytest.mark.parametrize("parser", BACKENDS)
 def test_request_on_a_kept_alive_connection_costs_one_task_and_no_timer(parser: str) -> None:
-    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+    with asyncio.Runner() as runner:
         counts = runner.run(count_scheduled(parser))
     assert counts["timers"] == 0
     assert counts["tasks"] == REQUESTS
