@@ -25,6 +25,7 @@ from storage.sql.opened_files import OpenedFiles
 from storage.sql.reserve import DiskReserve
 from storage.sql.row_changes import ChangedRows, RowRecorder
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
+from storage.sql.thread_turns import ThreadTurns
 
 MAX_WRITES_PER_COMMIT = 256
 """No further writes are added to a group of so many."""
@@ -75,6 +76,7 @@ class GroupCommitWriter:
         self._queue: SimpleQueue[list[Write] | None] = SimpleQueue()
         self._submitted: list[Write] = []
         self._unfinished = 0
+        self.turns = ThreadTurns()
 
     async def open(self) -> None:
         """Connect, and start the thread. Raises what `connect` raises."""
@@ -97,6 +99,8 @@ class GroupCommitWriter:
         if not self._submitted:  # one wake-up of the thread for all writes of one turn of the loop
             self._loop.call_soon(self._hand_over)
         self._submitted.append(Write(statements=statements, done=done, after_commit=after_commit))
+        if not self._unfinished:
+            self.turns.begin(self._loop)
         self._unfinished += 1
         return done
 
@@ -121,7 +125,8 @@ class GroupCommitWriter:
     def _run(self, connection: sqlite3.Connection) -> None:
         with closing(connection):
             while group := self._next_group():
-                results = self._write_to_opened_files(connection, group)
+                with self.turns.computing:
+                    results = self._write_to_opened_files(connection, group)
                 self._report(group, results)
 
     def _report(self, group: Sequence[Write], results: Sequence[Result]) -> None:
@@ -153,7 +158,7 @@ class GroupCommitWriter:
 
     def _write_group(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
         """Commit the group; if that fails as a whole, write one by one, so that one write cannot fail the others."""
-        commit = partial(_commit_together, connection, group, self.recorder)
+        commit = partial(self._commit_together, connection, group)
         try:
             return self._reserve.run(commit, is_full) if all(map(self._may_use_reserve, group)) else commit()
         except Exception as error:
@@ -161,6 +166,32 @@ class GroupCommitWriter:
             if len(group) == 1 or not isinstance(error, sqlite3.Error) or is_busy(error):
                 return [error] * len(group)
             return [self._write_admitted(connection, [write])[0] for write in group]
+
+    def _commit_together(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
+        """Commit all writes with one fsync; with a savepoint each, two statements more, only after one has failed."""
+        try:
+            return self._commit(connection, group, _run_write)
+        except Exception as error:
+            if len(group) == 1 or (isinstance(error, sqlite3.Error) and (is_busy(error) or is_full(error))):
+                raise
+            return self._commit(connection, group, _run_write_in_savepoint)
+
+    def _commit(
+        self, connection: sqlite3.Connection, group: Sequence[Write], run: Callable[[sqlite3.Connection, Write], Result]
+    ) -> Sequence[Result]:
+        connection.execute("BEGIN IMMEDIATE")
+        self.recorder.begin()
+        try:
+            results = [run(connection, write) for write in group]
+            with self.turns.waiting():
+                connection.commit()  # takes the GIL back once, an `execute` after each of its steps
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        finally:
+            self.recorder.finish()
+        return results
 
     def _may_use_reserve(self, write: Write) -> bool:
         return self._spends_reserve or any(statement.may_use_reserve for statement in write.statements)
@@ -192,6 +223,8 @@ class GroupCommitWriter:
     def _finish_group(self, group: Sequence[Write], results: Sequence[Result], changed: ChangedRows) -> None:
         self._on_changes(changed)
         self._unfinished -= len(group)
+        if group and not self._unfinished:
+            self.turns.end()
         for write, result in zip(group, results, strict=True):
             if not isinstance(result, Exception):
                 write.after_commit()
@@ -201,36 +234,6 @@ class GroupCommitWriter:
                 write.done.set_exception(result)
             else:
                 write.done.set_result(result)
-
-
-def _commit_together(connection: sqlite3.Connection, group: Sequence[Write], recorder: RowRecorder) -> Sequence[Result]:
-    """Commit all writes with one fsync; with a savepoint each, two statements more, only after one has failed."""
-    try:
-        return _commit(connection, group, recorder, _run_write)
-    except Exception as error:
-        if len(group) == 1 or (isinstance(error, sqlite3.Error) and (is_busy(error) or is_full(error))):
-            raise
-        return _commit(connection, group, recorder, _run_write_in_savepoint)
-
-
-def _commit(
-    connection: sqlite3.Connection,
-    group: Sequence[Write],
-    recorder: RowRecorder,
-    run: Callable[[sqlite3.Connection, Write], Result],
-) -> Sequence[Result]:
-    connection.execute("BEGIN IMMEDIATE")
-    recorder.begin()
-    try:
-        results = [run(connection, write) for write in group]
-        connection.commit()  # without the GIL once, and not for each step of an `execute`
-    except BaseException:
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-    finally:
-        recorder.finish()
-    return results
 
 
 def _run_write_in_savepoint(connection: sqlite3.Connection, write: Write) -> Result:

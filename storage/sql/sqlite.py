@@ -82,10 +82,13 @@ class SqliteDatabase:
         await self.close()
 
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
+        self._writer.turns.begin(asyncio.get_running_loop())
         try:
             return to_dicts(list(await self._reader.execute_fetchall(sql, params)))
         except sqlite3.Error as error:
             raise storage_error(error) from error
+        finally:
+            self._writer.turns.end()
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         try:

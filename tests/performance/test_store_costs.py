@@ -1,0 +1,219 @@
+"""Costs of the database: statements, commits and hops per group of writes, round trips, calls per row."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.sql.database import Outcome, Stale, Statement, to_dicts
+from storage.sql.group_commit import GroupCommitWriter
+from storage.sql.postgres import PostgresDatabase
+from storage.sql.rows import from_row, set_clause, to_columns
+from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
+from storage.tasks import Task, Tasks
+from tests.support.api import a_task
+from tests.support.servers.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+WRITERS = 64
+READY = b"Z\x00\x00\x00\x05"
+
+
+def insert(number: int) -> Statement:
+    return Statement(sql="INSERT INTO t (n) VALUES (:n)", params={"n": number})
+
+
+def change(number: int, *, must_change: bool = False) -> Statement:
+    return Statement(sql="UPDATE t SET n = n + 1000 WHERE n = :n", params={"n": number}, must_change=must_change)
+
+
+@dataclass
+class Traced:
+    writer: GroupCommitWriter
+    statements: list[str]
+    hops: list[object]
+
+    async def write(self, *writes: list[Statement]) -> list[list[Outcome] | BaseException]:
+        """Write these transactions, handed in at the same time; count from here."""
+        self.statements.clear()
+        self.hops.clear()
+        futures = [self.writer.submit(statements, lambda: None) for statements in writes]
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+    def count(self) -> Counter[str]:
+        return Counter(statement.split()[0] for statement in self.statements)
+
+
+@pytest.fixture
+async def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Traced]:
+    """A writer on a table `t`, with the statements that it runs and its calls into the event loop."""
+    statements: list[str] = []
+    hops: list[object] = []
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(tmp_path / "b.db", WRITER_PRAGMAS)
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    writer = GroupCommitWriter(tmp_path / "b.db", connect)
+    await writer.open()
+    loop = asyncio.get_running_loop()
+    call_in_loop: Callable[..., Any] = loop.call_soon_threadsafe
+
+    def count(*work: Any) -> Any:
+        hops.append(work)
+        return call_in_loop(*work)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+    yield Traced(writer, statements, hops)
+    await writer.close()
+
+
+async def test_single_write_runs_no_statements_but_its_own_and_the_transaction(traced: Traced) -> None:
+    await traced.write([insert(1), change(1), change(2)])
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 1, "UPDATE": 2, "COMMIT": 1}
+    assert len(traced.hops) == 1
+
+
+async def test_writes_of_one_turn_share_one_commit_and_one_hop_without_savepoints(traced: Traced) -> None:
+    await traced.write(*([insert(number)] for number in range(WRITERS)))
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "COMMIT": 1}
+    assert len(traced.hops) == 1
+
+
+async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None:
+    writes = [[insert(number)] for number in range(WRITERS)]
+    results = await traced.write(*writes, [insert(-1), change(-2, must_change=True)])
+    assert [type(result) for result in results] == [list] * WRITERS + [Stale]
+    assert traced.count()["COMMIT"] == 1
+    assert traced.count()["INSERT"] <= 2 * (WRITERS + 1)
+    assert len(traced.hops) == 1
+
+
+async def test_texts_are_built_once_per_shape() -> None:
+    """The same object, so that the drivers' caches of statements find it at once."""
+    tasks = Tasks(SqliteDatabase(Path("unused.db")))
+    assert tasks.insert_task(a_task(1.0)).sql is tasks.insert_task(a_task(1.0)).sql
+    assert set_clause({"state": 1, "due_at": 2}) is set_clause({"state": 3, "due_at": 4})
+
+
+def test_row_is_read_and_written_with_few_calls() -> None:
+    """No function per row and column: a task has some sixty."""
+    task = a_task(1.0)
+    connection = sqlite3.connect(":memory:")
+    connection.row_factory = sqlite3.Row
+    columns = to_columns(vars(task))
+    names = ", ".join(f':{name} AS "{name}"' for name in columns)
+    rows = connection.execute(f"SELECT {names}", columns).fetchall()
+    connection.close()
+    from_row(Task, to_dicts(rows)[0])
+    assert count_calls(lambda: [from_row(Task, row) for row in to_dicts(rows)]) <= 25
+    assert count_calls(lambda: to_columns(vars(task))) <= 45
+    assert [from_row(Task, row) for row in to_dicts(rows)] == [task]
+
+
+def count_calls(work: Callable[[], object]) -> int:
+    """Return how many functions written in Python are called."""
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return len(calls)
+
+
+async def test_writes_and_reads_end_while_the_loop_is_never_idle(tmp_path: Path) -> None:
+    """Without turns the threads of the database get none for as long as another processor is free."""
+    turns = 0
+
+    async def never_idle() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            until = time.thread_time() + 0.0003
+            while time.thread_time() < until:
+                pass
+            await asyncio.sleep(0)
+
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        busy = asyncio.create_task(never_idle())
+        for number in range(3):
+            await database.transact(insert(number))
+        assert len(await database.fetch("SELECT n FROM t")) == 3
+        busy.cancel()
+    assert turns < 2000
+
+
+# -- Postgres
+
+
+@dataclass
+class Wire:
+    """A proxy to Postgres. round_trips: how often the server was ready for the next message."""
+
+    url: str
+    round_trips: int = 0
+    connections: int = 0
+
+
+@asynccontextmanager
+async def counted(postgres: Postgres) -> AsyncIterator[Wire]:
+    url = await postgres.fresh()
+    wire = Wire(url)
+    lines: set[asyncio.Task[None]] = set()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            wire.round_trips += data.count(READY)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire.connections += 1
+        there, back = await asyncio.open_connection("127.0.0.1", postgres.port)
+        lines.update(asyncio.create_task(way) for way in (relay(reader, back), relay(there, writer)))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        wire.url = url.replace(str(postgres.port), str(server.sockets[0].getsockname()[1]))
+        yield wire
+        for line in lines:
+            line.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
+
+
+async def test_transaction_on_postgres_takes_a_round_trip_per_statement_and_no_new_connection(
+    postgres: Postgres,
+) -> None:
+    async with counted(postgres) as wire, PostgresDatabase(wire.url, connections=2) as database:
+        await database.check()  # by then it is listening
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        trips: dict[str, int] = {}
+        works: dict[str, Callable[[], Awaitable[object]]] = {
+            "read": lambda: database.fetch_one("SELECT n FROM t WHERE n = :n", n=1),
+            "one statement": lambda: database.transact(insert(1)),
+            "three statements": lambda: database.transact(insert(1), change(1), change(2)),
+        }
+        for name, work in works.items():
+            await work()  # prepares the statements
+            before = wire.round_trips
+            await work()
+            trips[name] = wire.round_trips - before
+        connections = wire.connections
+        for _ in range(20):
+            await database.transact(insert(1))
+        assert wire.connections == connections
+    assert trips == {"read": 1, "one statement": 1, "three statements": 5}
