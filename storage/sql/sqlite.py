@@ -21,10 +21,10 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement, to_dicts
-from storage.sql.group_commit import CHECKPOINT_PAGES, GroupCommitWriter
 from storage.sql.pubsub import LocalChannels, Subscription
 from storage.sql.row_changes import ChangedRows, RowChanges, trigger_statements
 from storage.sql.sqlite_errors import find_cure, is_busy, storage_error
+from storage.sql.writer.group_commit import CHECKPOINT_PAGES, GroupCommitWriter
 
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 MAX_OPEN_ATTEMPTS: Final = 50

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
-from storage.sql.group_commit import GroupCommitWriter
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import from_row, set_clause, to_columns
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
+from storage.sql.writer.group_commit import GroupCommitWriter
 from storage.tasks import Task, Tasks
 from tests.support.api import a_task
 from tests.support.servers.postgres import Postgres

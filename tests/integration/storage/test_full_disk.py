@@ -19,8 +19,8 @@ from storage.errors import DatabaseReplaced, StorageFull
 from storage.sql.database import Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
-from storage.sql.reserve import RESERVE_BYTES
 from storage.sql.sqlite import SqliteDatabase
+from storage.sql.writer.reserve import RESERVE_BYTES
 from tests.support.servers.postgres import Postgres
 from tests.support.small_disk import SmallDisk, small_disk
 

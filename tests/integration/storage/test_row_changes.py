@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from storage.sql.database import Stale, Statement
-from storage.sql.group_commit import LAST_LOOK_SECONDS
 from storage.sql.row_changes import RowChanges
 from storage.sql.sqlite import SqliteDatabase
+from storage.sql.writer.group_commit import LAST_LOOK_SECONDS
 
 pytestmark = pytest.mark.anyio
 

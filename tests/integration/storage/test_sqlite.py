@@ -15,9 +15,9 @@ import pytest
 
 from storage.errors import DatabaseReplaced, StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
-from storage.sql.group_commit import GroupCommitWriter
 from storage.sql.migrate import SchemaTooNew, upgrade_schema
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
+from storage.sql.writer.group_commit import GroupCommitWriter
 
 pytestmark = pytest.mark.anyio
 

@@ -21,11 +21,11 @@ from typing import TypeAlias
 
 from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
-from storage.sql.opened_files import OpenedFiles
-from storage.sql.reserve import DiskReserve
 from storage.sql.row_changes import ChangedRows, RowRecorder
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
-from storage.sql.thread_turns import ThreadTurns
+from storage.sql.writer.opened_files import OpenedFiles
+from storage.sql.writer.reserve import DiskReserve
+from storage.sql.writer.thread_turns import ThreadTurns
 
 MAX_WRITES_PER_COMMIT = 256
 """No further writes are added to a group of so many."""
