@@ -10,6 +10,8 @@ from typing import Any, Final, NoReturn
 MAX_DEPTH: Final = 32
 MAX_VALUES: Final = 2**15
 """Values of one document: it is their number, not their bytes, that parsing takes time and memory for."""
+MAX_DIGITS: Final = 400
+"""Of an integer, beyond any float: reading a long one takes time by the square of its digits."""
 
 _STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
@@ -90,12 +92,20 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _read_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number is too long")
+    return int(digits)
+
+
 def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_STRICT: Final = json.JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=_unique_members)
-_LENIENT: Final = json.JSONDecoder(parse_constant=_reject_constant)
+_STRICT: Final = json.JSONDecoder(
+    parse_int=_read_integer, parse_constant=_reject_constant, object_pairs_hook=_unique_members
+)
+_LENIENT: Final = json.JSONDecoder(parse_int=_read_integer, parse_constant=_reject_constant)
 
 
 def _check_depth(document: Any, max_depth: int) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from webhooks.strict_json import DuplicateName, read_json
+from webhooks.strict_json import MAX_DIGITS, DuplicateName, read_json
 
 
 def test_lone_surrogate_is_rejected_or_replaced() -> None:
@@ -46,3 +46,14 @@ def test_duplicate_name_is_rejected_unless_allowed(body: bytes) -> None:
 def test_same_name_in_different_objects_is_no_duplicate() -> None:
     body = b'{"a": {"a": [{"a": 1}, {"a": 2}]}, "b": {"a": 3}}'
     assert read_json(body) == json.loads(body)
+
+
+@pytest.mark.parametrize(("digits", "accepted"), [(MAX_DIGITS, True), (MAX_DIGITS + 1, False)])
+def test_integer_of_too_many_digits_is_rejected(digits: int, accepted: bool) -> None:
+    """Eight megabytes of integers of 4,000 digits would hold the interpreter for a sixth of a second."""
+    body = b"[" + b"9" * digits + b"]"
+    if accepted:
+        assert read_json(body) == [10**digits - 1]
+    else:
+        with pytest.raises(ValueError, match="a number is too long"):
+            read_json(body)
