@@ -23,7 +23,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("broker")
 _HIDDEN: Final = "[hidden]"
 _SECRET_NAMES: Final = frozenset({"authorization", "api_key", "key", "secret", "token", "prompt", "password", "cookie"})
 _SECRET_VALUES: Final = re.compile(r"(?i)(bearer\s+|[?&](?:token|key|secret|signature|sig)=)[^\s&\"']+")
-_PLAIN_VALUE: Final = re.compile(r"[^\s=\"'\\]+")
+_UNQUOTED: Final = re.compile(r"[^\s=\"'\\]+")
+_is_one_word: Final = re.compile(r"[!#-&(-<>-\[\]-~]+").fullmatch
+"""The same in ASCII: nearly every value."""
 _KEPT_DAYS: Final = 7
 
 _Event = MutableMapping[str, Any]
@@ -70,7 +72,7 @@ def safe_exc_info(error: Exception) -> Any:
 
 def hide_secrets(event: _Event) -> _Event:
     """Hide values that look like secrets, by name and by shape, in case a call site missed one."""
-    texts = "\n".join([value for value in event.values() if isinstance(value, str)])
+    texts = "\n".join(map(str, event.values()))
     if _SECRET_NAMES.isdisjoint(event) and not _SECRET_VALUES.search(texts):  # one search for all is the usual case
         return event
     for name, value in event.items():
@@ -121,7 +123,7 @@ def _complete(_: Any, level: str, event: _Event) -> tuple[tuple[_Event], dict[st
 
 
 def _now() -> str:
-    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat('T', 'microseconds')}Z"
+    return datetime.now(UTC).isoformat("T", "microseconds").removesuffix("+00:00") + "Z"
 
 
 class _LineFormatter(logging.Formatter):
@@ -153,16 +155,21 @@ def _plain_line(event: _Event) -> str:
     rest = {**event}
     moment, level, text, logger = (rest.pop(name) for name in ("timestamp", "level", "event", "logger"))
     exception = rest.pop("exception", None)
-    fields = " ".join([f"{name}={_plain_value(rest[name])}" for name in sorted(rest)])
+    fields = " ".join(
+        [
+            f"{name}={value}" if type(value) is str and _is_one_word(value) else f"{name}={_shown_value(value)}"
+            for name, value in sorted(rest.items())
+        ]
+    )
     line = f"{moment} [{level:<9}] {text:<30} [{logger}] {fields}"
     return f"{line}\n{exception}" if exception else line
 
 
-def _plain_value(value: Any) -> str:
+def _shown_value(value: Any) -> str:
     """Return a value as one word: quoted if it has a blank, a quote or a control character."""
     if not isinstance(value, str):
         return repr(value)
-    return value if _PLAIN_VALUE.fullmatch(value) and value.isprintable() else repr(value)
+    return value if _UNQUOTED.fullmatch(value) and value.isprintable() else repr(value)
 
 
 def _colored_line() -> Callable[[_Event], str]:

@@ -7,11 +7,11 @@ order and a known plan takes 25.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Final
 
-from broker.orders import OrderRequest, Plan
+from broker.orders import ImageParams, Order, OrderRequest, Plan
 from broker.tasks.routing import LimitState
 
 MAX_KNOWN: Final = 1024
@@ -43,7 +43,8 @@ class KnownPlans:
         if known is None or known.limits is not limits or known.on != on:
             return None
         order = known.plan.order
-        return replace(known.plan, order=replace(order, params=replace(order.params, prompt=request.params.prompt)))
+        params = ImageParams(**{**vars(order.params), "prompt": request.params.prompt})  # a third of `replace`
+        return Plan(**{**vars(known.plan), "order": Order(**{**vars(order), "params": params})})
 
     def add(self, shape: Hashable, known: KnownPlan) -> None:
         if len(self._plans) >= MAX_KNOWN:
