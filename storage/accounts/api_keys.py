@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Final
 
 from storage.accounts.owner_locks import lock_owner_account
 from storage.accounts.users import User
 from storage.sql.database import Database, Row, Statement
-from storage.sql.rows import fetch_one_as, from_row, insert_row
+from storage.sql.rows import from_row, insert_row
 from storage.sql.scope import Scope
 
 
@@ -29,6 +30,10 @@ class ApiKey:
     last_used_at: float | None = None
 
 
+_USER_FIELDS: Final = tuple(field.name for field in fields(User))
+_USER_COLUMNS: Final = ", ".join(f"u.{name} AS user_{name}" for name in _USER_FIELDS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListedKey:
     """A key and the name of its user, None without one."""
@@ -45,11 +50,15 @@ class ApiKeys:
 
     async def find_by_digest(self, digest: str) -> tuple[ApiKey, User | None] | None:
         """Return the key and the user it belongs to, expired and disabled ones too."""
-        key = await fetch_one_as(self.database, ApiKey, "SELECT * FROM api_keys WHERE digest = :digest", digest=digest)
-        if key is None:
+        row = await self.database.fetch_one(
+            f"""SELECT k.*, {_USER_COLUMNS} FROM api_keys k LEFT JOIN users u ON u.id = k.owner
+                WHERE k.digest = :digest""",
+            digest=digest,
+        )
+        if row is None:
             return None
-        row = await self.database.fetch_one("SELECT * FROM users WHERE id = :id", id=key.owner)
-        return key, from_row(User, row) if row else None
+        user = None if row["user_id"] is None else from_row(User, {name: row[f"user_{name}"] for name in _USER_FIELDS})
+        return from_row(ApiKey, row), user
 
     async def list_newest(self, scope: Scope, *, limit: int, before: tuple[float, str] | None) -> list[ListedKey]:
         """Return one page, newest first; before: (created_at, id) of the last key of the previous page."""

@@ -125,8 +125,8 @@ async def test_order_of_a_user_needs_no_other_thread(tmp_path: Path, quota: dict
         holder = await add_key_holder(broker.services, **quota)
         broker.headers.update(holder.headers)
         costs = await broker.costs_of_order()
-    # its API key and user; whether it has provider keys; its limits
-    assert costs == {"reads": 4, "commits": 1, "statements": statements}
+    # its API key with its user; whether it has provider keys; its limits
+    assert costs == {"reads": 3, "commits": 1, "statements": statements}
 
 
 async def test_idempotency_key_costs_one_read_and_one_statement_more(tmp_path: Path) -> None:
