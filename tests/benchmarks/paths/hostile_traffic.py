@@ -20,15 +20,14 @@ PATH: Final = "hostile"
 SHORT: Final = (
     "callback in chunks of a byte",
     "callback of 240 kB of objects",
-    "result in chunks of a byte",
     "103 responses of the provider",
 )
-"""Kinds of the short form: one of each nature."""
+"""Kinds of the short form: one of each nature: bytes, JSON, the provider's head."""
 
 
 async def measure_all(bench: Bench) -> list[Row]:
     kinds = (*REQUESTS, *RESPONSES) if bench.options.is_long else SHORT
-    seconds = bench.options.size(3, 8)
+    seconds = bench.options.size(2, 8)
     await bench.calibrate()
     calm = milliseconds((await measure("none", bench.folder("hostile"), seconds=seconds)).p99, name="none, p99")
     rows = []

@@ -58,9 +58,10 @@ async def _rounds(bench: Bench, url: str = "", workers: int = 1) -> tuple[Measur
     ):
         first = await live(broker, creates, FIRST, ended)
         count = max(FIRST, int(first.rate * bench.options.seconds * 2))
-        results = await bench.interleave({"ours": lambda: live(broker, creates, count, ended)})
+        rounds = bench.options.few_rounds if url else bench.options.rounds
+        results = await bench.interleave({"ours": lambda: live(broker, creates, count, ended)}, rounds=rounds)
         stats = await provider.control("stats")
-    lives = FIRST + count * bench.options.rounds
+    lives = FIRST + count * rounds
     note = (
         f"{count} at a time; {stats['jobs'] / lives:.2f} orders, {stats['downloads'] / lives:.2f} downloads, "
         f"{stats['connections'] / lives:.3f} connections to the provider per life"

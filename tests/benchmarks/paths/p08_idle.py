@@ -13,7 +13,7 @@ from tests.benchmarks.support.processes import Subject
 from tests.benchmarks.support.seed import seeded
 
 PATH: Final = "P8"
-SETTLE_SECONDS: Final = 1.0
+SETTLE_SECONDS: Final = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,9 @@ async def measure(bench: Bench) -> list[Row]:
             return await _watch(bench, broker.subject)
 
     await ours(new)  # creates the database
-    found = await bench.interleave({"P": bare, "new": lambda: ours(new), "many": lambda: ours(many)})
+    found = await bench.interleave(
+        {"P": bare, "new": lambda: ours(new), "many": lambda: ours(many)}, rounds=bench.options.few_rounds
+    )
     bare_start = _values(found["P"], "seconds", "s", "P")
     bare_memory = _values(found["P"], "mib", "MiB", "P")
     count = f"{stored:,}".replace(",", " ")

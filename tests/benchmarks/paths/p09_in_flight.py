@@ -73,7 +73,7 @@ async def _restart(bench: Bench) -> Row:
     count, ready = bench.options.size(20_000, 100_000), []
     seed = await seeded(bench, count, "waiting")
     data = await seed.copy(bench.folder("restart") / "data")
-    for _ in range(bench.options.rounds):
+    for _ in range(bench.options.few_rounds):
         await bench.calibrate()
         async with (
             bench.provider(delay=None) as provider,

@@ -27,7 +27,8 @@ async def measure(bench: Bench) -> list[Row]:
         async with claiming(url, BATCH) as ways:
             claims = await _rates(bench, ways, CLAIMERS)
         processes = await bench.interleave(
-            {name: partial(lives_on_postgres, server, lives, count, []) for name, count in (("one", 1), ("two", 2))}
+            {name: partial(lives_on_postgres, server, lives, count, []) for name, count in (("one", 1), ("two", 2))},
+            rounds=bench.options.few_rounds,
         )
     return [
         Row(

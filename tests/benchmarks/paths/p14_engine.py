@@ -22,7 +22,8 @@ async def measure(bench: Bench) -> list[Row]:
                 "F": partial(syncs_per_second, folder, 0.5),
                 "SQLite": partial(lives_on_sqlite, lives, folder),
                 "Postgres": partial(lives_on_postgres, server, lives // 2, 1, []),
-            }
+            },
+            rounds=bench.options.few_rounds,
         )
     reference = Measured(name="F", unit="/s", values=tuple(found["F"]))
     return [

@@ -36,6 +36,11 @@ class Options:
     seconds: float = 1.0
     is_long: bool = False
 
+    @property
+    def few_rounds(self) -> int:
+        """Return the rounds of what takes seconds to start."""
+        return self.rounds if self.is_long else min(self.rounds, 2)
+
     def size(self, short: int, long: int) -> int:
         return long if self.is_long else short
 
