@@ -59,6 +59,11 @@ class TaskQueue:
                 WHERE state = 'queued' AND {_FREE} ORDER BY nth, place LIMIT :limit{self.database.skip_locked})"""
         return await claim_rows(self.database, sql, now=now, lease=lease, limit=limit, provider=provider, **params)
 
+    async def has_waiting(self, provider: str, now: float) -> bool:
+        """Return whether a due task of a provider is free."""
+        sql = f"SELECT 1 AS one FROM tasks WHERE {_QUEUED} AND due_at <= :now AND lease_until <= :now LIMIT 1"
+        return await self.database.fetch_one(sql, provider=provider, now=now) is not None
+
     async def claim_movable(
         self, provider: str, others: Sequence[str], *, now: float, lease: Lease, limit: int
     ) -> list[Task]:

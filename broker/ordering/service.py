@@ -39,6 +39,7 @@ from broker.orders import (
 )
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
+from broker.tasks.steps.arrivals import Arrivals
 from storage.batches import Batches
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
@@ -47,7 +48,7 @@ from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale, Statement
 from storage.sql.scope import Scope
 from storage.states import LATE_RESULT_STATES, TaskState
-from storage.tasks import DUE_CHANNEL, Task, Tasks
+from storage.tasks import Task, Tasks
 
 MAX_WRITES: Final = 3
 """Tries to write an order while others change what is left of quotas and budget."""
@@ -76,6 +77,7 @@ class OrderService:
     images: Images
     batches: Batches
     queries: TaskQueries
+    arrivals: Arrivals
     planner: Planner
     references: ReferenceIntake
     idempotency: Idempotency
@@ -163,7 +165,7 @@ class OrderService:
                 details=details,
                 continuation=continuation,
             )
-            created = await self._write(writing)
+            created = await self._write_and_begin(writing)
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
         except Exception:
@@ -275,7 +277,14 @@ class OrderService:
             retry_seconds=first.retry_seconds,
         )
 
-    async def _write(self, writing: OrderWriting) -> CreatedTasks:
+    async def _write_and_begin(self, writing: OrderWriting) -> CreatedTasks:
+        """Write everything; then begin the submissions here if nothing is before them, or else wake the workers."""
+        async with self.arrivals.taking(writing.tasks) as arrival:
+            created = await self._write(replace(writing, tasks=arrival.tasks), arrival.wake)
+            arrival.is_written = not created.is_repeated
+        return created
+
+    async def _write(self, writing: OrderWriting, wake: Sequence[str]) -> CreatedTasks:
         """Write everything in one transaction, or return the tasks of the request that was quicker.
 
         Repeated if what rate limit, quotas and budget allow changed between the check and the transaction. Raises
@@ -284,7 +293,7 @@ class OrderService:
         tasks, record = writing.tasks, writing.record
         for _ in range(MAX_WRITES):
             try:
-                await self.database.transact(*await self._statements(writing), wake=(DUE_CHANNEL,))
+                await self.database.transact(*await self._statements(writing), wake=wake)
             except Stale:
                 if (repeated := await self._find_winner(record)) is not None:
                     return repeated

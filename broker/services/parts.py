@@ -46,7 +46,7 @@ from broker.tasks.pins import TaskPins
 from broker.tasks.queries import TaskQueries
 from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
-from broker.tasks.running import LeaseKeeper, NextSteps, RunningSteps
+from broker.tasks.running import LeaseKeeper
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
 from broker.tasks.steps.check import CheckStep, switch_to_polling
 from broker.tasks.steps.download import DownloadStep
@@ -108,14 +108,6 @@ class Services(AccountServices):
             router=self.router,
             next_steps=self.next_steps,
         )
-
-    @cached_property
-    def running_steps(self) -> RunningSteps:
-        return RunningSteps(tasks=self.tables.tasks, metrics=self.metrics)
-
-    @cached_property
-    def next_steps(self) -> NextSteps:
-        return NextSteps(clock=self.clock, running=self.running_steps, lease_seconds=self.settings.lease)
 
     @cached_property
     def callback_step(self) -> CallbackStep:
@@ -234,6 +226,7 @@ class Services(AccountServices):
             images=self.tables.images,
             batches=self.tables.batches,
             queries=self.queries,
+            arrivals=self.arrivals,
             planner=Planner(
                 clock=self.clock,
                 catalog=self.catalog,

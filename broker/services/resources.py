@@ -27,6 +27,8 @@ from broker.tasks.accounts.lanes import OwnLanes
 from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
+from broker.tasks.running import NextSteps, RunningSteps
+from broker.tasks.steps.arrivals import Arrivals
 from broker.tasks.submissions import SubmissionQueue
 from storage.blobs.store import BlobStore
 from storage.ids import provider_of
@@ -135,6 +137,18 @@ class Resources:
             router=self.router,
             lanes=OwnLanes(clock=self.clock, queue=self.tables.task_queue),
         )
+
+    @cached_property
+    def running_steps(self) -> RunningSteps:
+        return RunningSteps(tasks=self.tables.tasks, metrics=self.metrics)
+
+    @cached_property
+    def next_steps(self) -> NextSteps:
+        return NextSteps(clock=self.clock, running=self.running_steps, lease_seconds=self.settings.lease)
+
+    @cached_property
+    def arrivals(self) -> Arrivals:
+        return Arrivals(submissions=self.submissions, router=self.router, next_steps=self.next_steps)
 
     def supports(self, model: str) -> bool:
         """Return whether a provider in use serves a canonical model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -169,31 +169,36 @@ class NextSteps:
     _promised: Counter[TaskState] = field(default_factory=Counter)
     """Slots of steps whose rows are being written."""
 
-    def promise(self, task_id: str, state: TaskState) -> Lease | None:
-        """Return the lease of a step that begins here after the commit; None if it is left to a claim.
+    @property
+    def is_open(self) -> bool:
+        """Return whether a worker runs in this process."""
+        return self.start is not None
 
-        Its slot is kept until `begin` or `forgo`.
+    def promise(self, task_ids: Sequence[str], state: TaskState) -> Lease | None:
+        """Return the lease of steps that begin here after the commit; None if they are left to a claim.
+
+        Their slots are kept until `begin` or `forgo`.
         """
-        if (
-            self.start is None
-            or self.running.free_slots(state) <= self._promised[state]
-            or self.running.has_step_of(task_id, state)
-        ):
+        free = self.running.free_slots(state) - self._promised[state]
+        if not self.is_open or free < len(task_ids):
             return None
-        self._promised[state] += 1
+        if any(self.running.has_step_of(task_id, state) for task_id in task_ids):
+            return None
+        self._promised[state] += len(task_ids)
         return new_lease(self.clock, self.lease_seconds)
 
-    async def begin(self, task: Task) -> None:
+    def begin(self, task: Task) -> None:
         """Begin the step of a task that has a promised lease now; if the worker has stopped, end the lease."""
         self.forgo(task.state)
         if self.start is not None:
             self.start(task)
         else:
-            await self.running.tasks.renew([(task.id, task.leased_by)], 0.0)
+            ending = self.running.tasks.renew([(task.id, task.leased_by)], 0.0)
+            self.running.start(ending, "release", RunningStep(is_quiet=True))
 
-    def forgo(self, state: TaskState) -> None:
-        """Give a promised slot back."""
-        self._promised[state] -= 1
+    def forgo(self, state: TaskState, count: int = 1) -> None:
+        """Give promised slots back."""
+        self._promised[state] -= count
 
 
 @dataclass(kw_only=True)

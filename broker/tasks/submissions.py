@@ -70,6 +70,10 @@ class SubmissionQueue:
         claims = [await queue.claim_movable(name, house, now=now, lease=lease, limit=limit) for name in orphaned]
         return [task for tasks in claims for task in tasks]
 
+    async def has_waiting(self, account: str) -> bool:
+        """Return whether an order of an account could be claimed now."""
+        return await self.tables.task_queue.has_waiting(account, self.clock.now())
+
     async def next_at(self, account: str, queued_at: float) -> float:
         """Return the moment of the next submission. queued_at: when the first order is due; infinite without one.
 

@@ -134,14 +134,14 @@ class Transitions:
                 self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
             self.record_change(task, changes, report)
             if lease and row is not None:
-                await self.next_steps.begin(row)
+                self.next_steps.begin(row)
             return task
 
     def _promise_next_step(self, task: Task, values: dict[str, Any]) -> Lease | None:
         """Put a lease of this process into the columns of a task that goes on with a step which can begin here."""
         if values.get("state") != TaskState.FETCHING or values["due_at"] > self.clock.now():
             return None
-        lease = self.next_steps.promise(task.id, TaskState.FETCHING)
+        lease = self.next_steps.promise([task.id], TaskState.FETCHING)
         if lease is not None:
             values |= {"lease_until": lease.until, "leased_by": lease.holder}
         return lease

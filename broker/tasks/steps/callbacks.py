@@ -109,7 +109,7 @@ class CallbackQueue:
     @property
     def is_open(self) -> bool:
         """Return whether a worker runs in this process, so that `take` is of use."""
-        return self.next_steps.start is not None
+        return self.next_steps.is_open
 
     def take(self, callback: StoredCallback, task: Task) -> None:
         """Process a callback that was just stored, or leave it to the next look into the inbox."""

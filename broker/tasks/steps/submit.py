@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
@@ -136,7 +137,8 @@ class SubmitStep:
         )
         reserving = self.limits.reserve_submission(attempt, account_limits(provider))
         try:
-            async with self.reservations:
+            # one writer orders the transactions of SQLite by itself, and writes many of them together
+            async with self.reservations if self.limits.database.skip_locked else nullcontext():
                 row, errors = await self.transitions.begin_submission(task, intent, reserving)
             begun: BegunSubmission | None = BegunSubmission(task=row, attempt=attempt, errors=errors)
         except (Stale, StorageError):
