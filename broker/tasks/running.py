@@ -164,7 +164,7 @@ class NextSteps:
     clock: Clock
     running: RunningSteps
     lease_seconds: float
-    start: Callable[[Task], None] | None = None
+    start: Callable[[Task], None] | None = field(default=None, repr=False)
     """Begins the step of a leased task; None while no worker runs in this process."""
     _promised: Counter[TaskState] = field(default_factory=Counter)
     """Slots of steps whose rows are being written."""
