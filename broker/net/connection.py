@@ -10,7 +10,9 @@ from typing import Final, NamedTuple, cast
 from broker.net.http_request import HttpRequest, StreamedBody
 from broker.net.response_parser import ConnectionBroken, HttpFailure, ResponseParser
 
-MAX_BUFFERED_BYTES: Final = 512 * 1024
+PART_BYTES: Final = 256 * 1024
+"""Bytes of a body that are returned at once; bytes are received in pieces of about the same size."""
+MAX_BUFFERED_BYTES: Final = PART_BYTES
 """Bytes of a body that wait for their reader before the connection stops receiving."""
 
 
@@ -75,7 +77,7 @@ class HttpConnection(asyncio.Protocol):
         return response
 
     async def read(self, at_least: int = 1) -> bytes:
-        """Return at least so many bytes of the body, up to `MAX_BUFFERED_BYTES`; fewer at its end, then none.
+        """Return at least so many bytes of the body, up to `PART_BYTES`; fewer at its end, then none.
 
         Raises as `send` does. A cancelled call loses nothing.
         """
@@ -84,8 +86,9 @@ class HttpConnection(asyncio.Protocol):
             self._wanted_bytes = at_least
             await self._wait()
         if response.buffered_bytes:
-            part = response.take()
-            self._resume_reading()
+            part = response.take(max(at_least, PART_BYTES))
+            if response.buffered_bytes < MAX_BUFFERED_BYTES:
+                self._resume_reading()
             return part
         if response.error is not None:
             raise response.error
@@ -98,7 +101,6 @@ class HttpConnection(asyncio.Protocol):
             self.close()
             return False
         self._is_idle = True
-        self.response.take()
         self._resume_reading()
         return not transport.is_closing()
 

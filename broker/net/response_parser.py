@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import httptools
 
@@ -22,6 +22,7 @@ MANY_CHUNKS: Final = 16
 """Chunks of a slice after which the next slice is a small one."""
 
 _CHUNKED: Final = b"chunked"
+_NOTHING: Final = memoryview(b"")
 
 
 class HttpFailure(Exception):
@@ -62,14 +63,17 @@ class ResponseParser:
         self.buffered_bytes = 0
         """Bytes of the body that wait in the parser for `take`."""
         self._parts: list[bytes] = []
-        self._rest = memoryview(b"")
-        self._parser = httptools.HttpResponseParser(self)
+        self._rest = _NOTHING
+        # A cycle until the end of the response.
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         # What servers do and other clients accept; a response with two lengths ends its connection.
         self._parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_optional_cr_before_lf=True)
         self._interim = 0
         self._head_bytes = 0
         self._fed_head_bytes = 0
         self._is_chunked = False
+        self._left_bytes = 0
+        """Bytes that are missing of a body of known length."""
         self._ends_with_connection = False
         self._chunks = ChunkCounter()
         self._turn = TurnCounter()
@@ -96,15 +100,25 @@ class ResponseParser:
         """Return the first header of a lower-case name, or ""."""
         return next((_decode_header(value) for key, value in self.headers if key == name), "")
 
-    def take(self) -> bytes:
-        """Return the buffered part of the body."""
-        parts, self._parts, self.buffered_bytes = self._parts, [], 0
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def take(self, at_least: int = 1) -> bytes:
+        """Return a buffered part of the body: at least so many bytes where they are there, and hardly more.
+
+        Copies of more than half a megabyte cost twice as much: the allocator asks the system for each.
+        """
+        count = size = 0
+        for part in self._parts:
+            count, size = count + 1, size + len(part)
+            if size >= at_least:
+                break
+        parts = self._parts[:count]
+        del self._parts[:count]
+        self.buffered_bytes -= size
+        return parts[0] if count == 1 else b"".join(parts)
 
     def feed(self, data: bytes) -> float:
         """Parse received bytes; return the seconds to wait before the next turn if `has_more`."""
-        if self.has_head and not self._is_chunked and not self.has_ended:
-            self._execute(data)  # one event
+        if self._left_bytes and not self._rest:
+            self._add_body(data)
             return 0.0
         self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
         return self.feed_rest()
@@ -112,21 +126,25 @@ class ResponseParser:
     def feed_rest(self) -> float:
         """Parse what the last turn left over; see `feed`."""
         while self._rest and not self._turn.is_over:
-            if self.has_ended:
+            if self._left_bytes:
+                data, self._rest = bytes(self._rest), _NOTHING
+                self._add_body(data)
+                return 0.0
+            if self._parser is None or self.has_ended:
                 self.keeps_alive = False  # bytes beyond the response: the next one must not begin with them
-                self._rest = memoryview(b"")
+                self._rest = _NOTHING
                 return 0.0
             is_sliced = self._is_chunked or not self.has_head
             size = self._slice_bytes if is_sliced else len(self._rest)
-            part, self._rest = self._rest[:size], self._rest[size:]
+            part, self._rest = self._rest[:size], self._rest[size:] or _NOTHING  # an empty slice holds all it is of
             chunks_before = self._chunks.count
-            self._execute(part)
+            self._execute(self._parser, part)
             is_dense = self._chunks.count - chunks_before > MANY_CHUNKS
             self._slice_bytes = LARGE_SLICE_BYTES if self._is_chunked and not is_dense else FIRST_SLICE_BYTES
             if not self.has_head:
                 self._fed_head_bytes += len(part)
                 if self._fed_head_bytes > MAX_HEAD_BYTES:
-                    self.error = self.error or BadResponse()
+                    self.fail(BadResponse())
         return self._turn.start_next() if self._rest else 0.0
 
     def feed_eof(self) -> None:
@@ -143,11 +161,20 @@ class ResponseParser:
         if not self.is_complete:
             self.error = self.error or error
 
-    def _execute(self, data: bytes | memoryview) -> None:
+    def _add_body(self, data: bytes) -> None:
+        """Add bytes of a body of known length, which the parser would only copy."""
+        if len(data) > self._left_bytes:
+            data, self.keeps_alive = data[: self._left_bytes], False
+        self.on_body(data)
+        self.is_complete = not self._left_bytes
+
+    def _execute(self, parser: httptools.HttpResponseParser, data: memoryview) -> None:
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(BadResponse())
+        if self._left_bytes or self.has_ended:
+            self._parser = None
 
     # -- called by the parser; an exception ends it
 
@@ -166,7 +193,8 @@ class ResponseParser:
             raise BadResponse
 
     def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
+        parser = cast(httptools.HttpResponseParser, self._parser)
+        self.status = parser.get_status_code()
         if 100 <= self.status < 200:
             self._interim += 1
             if self._interim > MAX_INTERIM_RESPONSES:
@@ -174,12 +202,13 @@ class ResponseParser:
                 raise BadResponse
             return
         encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
-        has_length = any(name == b"content-length" for name, _ in self.headers)
+        length = next((value for name, value in self.headers if name == b"content-length"), None)
         if encodings not in ([], [_CHUNKED]):
             raise BadResponse
         self._is_chunked = bool(encodings)
-        self._ends_with_connection = not (self._is_chunked or has_length)
-        self.keeps_alive = self._parser.should_keep_alive() and not (self._is_chunked and has_length)
+        self._left_bytes = int(length or 0) if not encodings else 0
+        self._ends_with_connection = not encodings and length is None
+        self.keeps_alive = parser.should_keep_alive() and (not encodings or length is None)
         self.has_head = True
 
     def on_chunk_header(self) -> None:
@@ -189,12 +218,16 @@ class ResponseParser:
         if self._is_chunked:
             self._turn.add(len(body))
             self._count_chunk(len(body), is_start=False)
+        else:
+            self._left_bytes = max(0, self._left_bytes - len(body))
         self._parts.append(body)
         self.buffered_bytes += len(body)
         self.received_bytes += len(body)
 
     def on_message_complete(self) -> None:
         self.is_complete = self.has_head
+        if self.has_head:
+            self._left_bytes = 0
 
     def _count_chunk(self, size: int, *, is_start: bool) -> None:
         try:

@@ -1,0 +1,165 @@
+"""Costs of outgoing requests and downloads: connections, thread hops, writes, syncs and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from contextvars import Context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.net.api_client import ApiClient
+from broker.net.fetcher import Fetcher
+from broker.net.response_parser import ResponseParser
+from storage.blobs.local import LocalBlobs
+from tests.support.faulty_http import Visit, head, serve
+from tests.support.samples import PNG
+from uploads.intake import Intake
+
+REQUESTS = 100
+AT_ONCE = 8
+MB = 2**20
+
+
+class HopCountingLoop(asyncio.SelectorEventLoop):
+    """An event loop that counts what other threads hand to it: the ends of thread hops."""
+
+    hops = 0
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        self.hops += 1
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+class SyncCountingBlobs(LocalBlobs):
+    """A store that counts its syncs."""
+
+    syncs = 0
+
+    def sync(self, descriptor: int) -> None:
+        self.syncs += 1
+        super().sync(descriptor)
+
+
+async def keep_answering(visit: Visit) -> None:
+    """Answer every request of a connection with a small image."""
+    while True:
+        await visit.send(head("200 OK", f"Content-Length: {len(PNG)}") + PNG)
+        visit.head = await visit.reader.readuntil(b"\r\n\r\n")
+
+
+async def send_large(visit: Visit) -> None:
+    block = bytes(MB // 4)
+    await visit.send(head("200 OK", f"Content-Length: {20 * MB}"))
+    for _ in range(80):
+        await visit.send(block)
+
+
+async def repeat(work: Any) -> None:
+    """Call `work` a hundred times, eight at once."""
+
+    async def some() -> None:
+        for _ in range(REQUESTS // AT_ONCE + 1):
+            await work()
+
+    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+
+
+async def read_all(fetcher: Fetcher, url: str) -> int:
+    async with fetcher.open(url, max_bytes=32 * MB) as chunks:
+        return sum([len(chunk) async for chunk in chunks])
+
+
+@pytest.mark.anyio
+async def test_downloads_share_as_many_connections_as_run_at_once() -> None:
+    async with serve(keep_answering) as server:
+        fetcher = Fetcher(allow=[server.host])
+        async with aclosing(fetcher):
+            await repeat(lambda: read_all(fetcher, server.url()))
+        assert server.connections <= AT_ONCE
+
+
+@pytest.mark.anyio
+async def test_submits_share_as_many_connections_as_run_at_once() -> None:
+    client = ApiClient(timeout=5, max_connections=AT_ONCE)
+    async with serve(keep_answering) as server, aclosing(client):
+        await repeat(lambda: client.request("GET", server.url()))
+        assert server.connections <= AT_ONCE
+
+
+def test_small_image_costs_one_thread_hop_and_three_syncs(tmp_path: Path) -> None:
+    """The file, its folder and the shard that names the folder; the root once per shard."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield PNG
+
+    async def store_images() -> Counter[str]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, HopCountingLoop)
+        blobs = SyncCountingBlobs(tmp_path)
+        intake = Intake(blobs, max_pixels=10**6, max_decode_bytes=MB)
+        await intake.from_stream("first_01", chunks(), max_bytes=MB)
+        hops, syncs = loop.hops, blobs.syncs
+        for number in range(10):
+            await intake.from_stream(f"task_{number}_01", chunks(), max_bytes=MB)
+        return Counter(hops=loop.hops - hops, syncs=blobs.syncs - syncs)
+
+    with asyncio.Runner(loop_factory=HopCountingLoop) as runner:
+        assert runner.run(store_images()) == Counter(hops=10, syncs=30)
+
+
+@pytest.mark.anyio
+async def test_large_download_is_written_in_few_pieces_and_little_memory(tmp_path: Path) -> None:
+    """Each piece is one thread hop; a slow disk makes the server wait instead of filling the memory."""
+    pieces = []
+    async with serve(send_large) as server, aclosing(Fetcher(allow=[server.host])) as fetcher:
+        await read_all(fetcher, server.url())
+        tracemalloc.start()
+        try:
+            download, draft = fetcher.open(server.url(), max_bytes=32 * MB), LocalBlobs(tmp_path).new_draft("task_1")
+            async with draft, download as chunks:
+                async for chunk in chunks:
+                    pieces.append(len(chunk))
+                    await draft.write(chunk)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert sum(pieces) == 20 * MB
+    assert min(pieces[:-1]) >= MB // 4
+    assert peak < 3 * MB
+
+
+def test_body_of_known_length_is_neither_parsed_nor_copied() -> None:
+    """The bytes of the socket are those that the reader gets."""
+    parser = ResponseParser()
+    parser.feed(head("200 OK", f"Content-Length: {MB}"))
+    received = [bytes(MB // 4) for _ in range(4)]
+    for data in received:
+        parser.feed(data)
+    assert [parser.take(MB // 4) is data for data in received] == [True] * 4
+    assert parser.is_complete
+
+
+def test_ended_response_is_freed_without_the_garbage_collector() -> None:
+    """Its first bytes can be a quarter of a megabyte of an image."""
+    gc.collect()
+    gc.disable()
+    try:
+        tracemalloc.start()
+        for _ in range(50):
+            parser = ResponseParser()
+            parser.feed(head("200 OK", f"Content-Length: {MB // 4}") + bytes(MB // 4))
+            assert parser.take(MB // 4)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert used < MB
