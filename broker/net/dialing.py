@@ -66,11 +66,12 @@ class Dialer:
 
     async def open(self, origin: Origin, seconds: float) -> HttpConnection:
         """Resolve, connect and do the TLS handshake. seconds: for all of it. Raises `ConnectFailed`, and as `check`."""
+        tls = (self._tls or tls_context()) if origin.scheme == "https" else None  # the first time takes a while
         try:
             async with asyncio.timeout(seconds):
                 addresses = await self.find_addresses(origin.host, origin.port)
                 sock = await self._connect(addresses, origin.port)
-                return await self._open_on(sock, origin)
+                return await self._open_on(sock, origin, tls)
         except TimeoutError:
             raise ConnectFailed("time-out", "time-out") from None
 
@@ -121,14 +122,13 @@ class Dialer:
             raise error
         return connected[0]
 
-    async def _open_on(self, sock: socket.socket, origin: Origin) -> HttpConnection:
-        is_tls = origin.scheme == "https"
+    async def _open_on(self, sock: socket.socket, origin: Origin, tls: SSLContext | None) -> HttpConnection:
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: HttpConnection(origin),
                 sock=sock,
-                ssl=(self._tls or tls_context()) if is_tls else None,
-                server_hostname=origin.host if is_tls else None,
+                ssl=tls,
+                server_hostname=origin.host if tls is not None else None,
             )
         except SSLError as error:
             raise ConnectFailed(str(error), "tls") from None

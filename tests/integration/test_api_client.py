@@ -205,6 +205,39 @@ async def test_closed_idle_connection_means_unknown_outcome(client: ApiClient) -
         assert server.connections == 1
 
 
+async def test_request_is_never_sent_twice(client: ApiClient) -> None:
+    """The provider reads the order and closes the kept connection: it may be working on it."""
+    requests: list[bytes] = []
+
+    async def read_and_close(visit: Visit) -> None:
+        requests.append(visit.head)
+        await visit.send(head("200 OK", "Content-Length: 2"), b"{}")
+        requests.append(await visit.reader.readuntil(b"\r\n\r\n"))
+
+    async with serve(read_and_close) as server:
+        await client.request("POST", server.url())
+        assert type(await failure(client, server.url())) is ProviderError
+        assert (len(requests), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("ending", ["closed", "bytes"])
+async def test_connection_that_ended_while_idle_is_replaced(client: ApiClient, ending: str) -> None:
+    """Nothing was sent over it yet. Bytes that nobody asked for are not the answer to the next request."""
+
+    async def answer(visit: Visit) -> None:
+        await visit.send(head("200 OK", "Content-Length: 2"), b"{}")
+        if ending == "bytes":
+            await asyncio.sleep(0.01)
+            await visit.send(head("200 OK", "Content-Length: 6"), b"[false")
+            await silence(visit)
+
+    async with serve(answer) as server, asyncio.timeout(5):
+        for number in range(3):
+            assert (await client.request("POST", server.url())).json() == {}
+            assert server.connections == number + 1
+            await asyncio.sleep(0.02)
+
+
 async def test_connections_are_reused(client: ApiClient) -> None:
     async def answer_each_request(visit: Visit) -> None:
         while True:

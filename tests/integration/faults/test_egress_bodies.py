@@ -126,6 +126,39 @@ async def test_sound_body_arrives_unchanged() -> None:
     assert got == {**dict.fromkeys(scripts, body), "/empty": b"", "/html": b"<html>sorry</html>"}
 
 
+async def test_download_is_repeated_when_a_kept_connection_had_ended() -> None:
+    """Once, and only before the first byte of the response."""
+    wanted = [b"one", b"two", b"three"]
+
+    async def answer_once(visit: Visit) -> None:
+        await visit.send(head("200 OK", f"Content-Length: {len(wanted[0])}"), wanted[0])
+        await visit.reader.readuntil(b"\r\n\r\n")  # reads the next request, and closes
+        del wanted[0]
+
+    async with serve(answer_once) as server:
+        fetcher = fetcher_for(server.host)
+        assert [await fetch(fetcher, server.url()) for _ in range(3)] == [b"one", b"two", b"three"]
+        assert server.connections == 3
+        await fetcher.aclose()
+
+
+async def test_webhook_never_travels_on_a_kept_connection() -> None:
+    async def answer(visit: Visit) -> None:
+        while True:
+            await visit.send(head("200 OK", "Content-Length: 2"), b"{}")
+            visit.head = await visit.reader.readuntil(b"\r\n\r\n")
+
+    async with serve(answer) as server:
+        fetcher = fetcher_for(server.host)
+        await fetch(fetcher, server.url())
+        await fetch(fetcher, server.url())
+        assert server.connections == 1
+        await fetcher.post(server.url(), content=b"{}", headers={})
+        await fetcher.post(server.url(), content=b"{}", headers={})
+        assert server.connections == 3
+        await fetcher.aclose()
+
+
 async def test_bytes_beyond_the_announced_length_are_dropped() -> None:
     """A second response appended to the first is neither part of it nor the answer to the next request."""
     smuggled = head("200 OK", "Content-Length: 4") + b"evil"
