@@ -53,6 +53,7 @@ from broker.tasks.steps.download import DownloadStep
 from broker.tasks.steps.submit import SubmitStep
 from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
+from broker.tasks.waiting.watcher import TaskWatcher
 from broker.tasks.worker import Worker
 from broker.thumbnails import Thumbnails
 from webhooks.redaction import Redactor
@@ -67,7 +68,8 @@ class Services(AccountServices):
 
     @cached_property
     def queries(self) -> TaskQueries:
-        return TaskQueries(tasks=self.tables.tasks, images=self.tables.images)
+        watcher = TaskWatcher(database=self.database, changes=self.task_changes)
+        return TaskQueries(tasks=self.tables.tasks, images=self.tables.images, watcher=watcher)
 
     @cached_property
     def canceler(self) -> TaskCanceler:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from broker.errors import ApiError
+from broker.tasks.waiting.watcher import TaskWatch, TaskWatcher
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
 from storage.sql.scope import Scope
 from storage.states import TaskState
-from storage.tasks import Task, Tasks, task_channel
+from storage.tasks import Task, Tasks
 
-POLL_SECONDS: Final = 2.0
-"""A waiting caller reads the row this often even without a notification."""
+RECHECK_SECONDS: Final = 2.0
+CLOSING_SECONDS: Final = 0.1
 
 
 @dataclass(kw_only=True)
@@ -24,8 +26,19 @@ class TaskQueries:
 
     tasks: Tasks
     images: Images
-    closing: bool = False
-    """Set when the server stops: every wait then ends."""
+    watcher: TaskWatcher
+    _closing: bool = False
+
+    @property
+    def closing(self) -> bool:
+        """True when the server stops: every wait then ends."""
+        return self._closing
+
+    @closing.setter
+    def closing(self, value: bool) -> None:
+        self._closing = value
+        # a moment later, so that the responses can say that their connections end
+        asyncio.get_running_loop().call_later(CLOSING_SECONDS, self.watcher.wake_all)
 
     async def get(self, task_id: str, scope: Scope) -> Task:
         """Return the task. Raises `ApiError`: task_not_found, or task_expired for a week after retention."""
@@ -74,9 +87,9 @@ class TaskQueries:
 
     async def wait(self, task_id: str, scope: Scope) -> None:
         """Return when the task has ended, or when the server stops."""
-        async with aclosing(self.changes(task_id, scope)) as changes:
-            async for _ in changes:
-                pass
+        with self.watcher.watch(task_id) as watch:
+            while not await self._look(task_id, scope, watch):
+                await watch.changed.wait()
 
     async def wait_for_batch(self, batch_id: str, scope: Scope) -> None:
         """Return when all tasks of a batch have ended, or when the server stops."""
@@ -84,15 +97,28 @@ class TaskQueries:
             with suppress(ApiError):  # deleted since: the others are still worth waiting for
                 await self.wait(task.id, scope)
 
-    async def changes(self, task_id: str, scope: Scope) -> AsyncGenerator[Task, None]:
-        """Yield the task now and after each possible change, until it ends or the server stops.
+    async def changes(
+        self, task_id: str, scope: Scope, seconds: Callable[[], float | None] = lambda: RECHECK_SECONDS
+    ) -> AsyncGenerator[None, None]:
+        """Yield now and after each possible change of the task, until it ends or the server stops.
 
-        A consumer that stops earlier closes the generator (`contextlib.aclosing`).
+        seconds: returns the time after which more than the row may have changed, like the position in the queue; None
+        if nothing else can. A consumer that stops earlier closes the generator (`contextlib.aclosing`).
         """
-        with self.tasks.database.listen(task_channel(task_id)) as subscription:
-            while not self.closing:
-                task = await self.get(task_id, scope)
-                yield task
-                if task.has_ended:
-                    return
-                await subscription.wait(POLL_SECONDS)
+        with self.watcher.watch(task_id) as watch:
+            is_over, has_changed = self.closing, True
+            while not is_over:
+                if has_changed:
+                    is_over = await self._look(task_id, scope, watch)
+                yield
+                if not is_over:
+                    has_changed = await watch.changed.wait(seconds())
+                    is_over = self.closing
+
+    async def _look(self, task_id: str, scope: Scope, watch: TaskWatch) -> bool:
+        """Return whether a wait is over. The row is not kept: thousands may wait."""
+        if self.closing:
+            return True
+        task = await self.get(task_id, scope)
+        watch.version = task.version
+        return task.has_ended

@@ -273,10 +273,12 @@ async def test_stream_sends_the_provider_state(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         task = await broker.add_task(job_id="job")
         async with aclosing(broker.services.queries.changes(task.id, EVERYTHING)) as changes:
-            words = [(await anext(changes)).provider_state]
+            await anext(changes)
+            words = [(await broker.services.queries.get(task.id, EVERYTHING)).provider_state]
             await broker.services.worker.steps.transitions.apply_report(task, Pending(job_id="job", stage="queuing"), 0)
             async with asyncio.timeout(1):
-                words.append((await anext(changes)).provider_state)
+                await anext(changes)
+            words.append((await broker.services.queries.get(task.id, EVERYTHING)).provider_state)
         assert words == [None, "queuing"]
         assert (await get_data(broker, task.id))["progress"]["providerState"] == "queuing"
 

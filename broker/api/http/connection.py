@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from starlette.types import Scope
@@ -25,7 +25,8 @@ class ClientConnection:
         self.is_lost = False
         self._unsent_bytes = unsent_bytes
         self._is_cut_off = False
-        self._lost = asyncio.Event()
+        self._lost: asyncio.Event | None = None
+        """Made for the first that waits: an event takes a kibibyte."""
         self._watchers: list[Callable[[], None]] = []
 
     def cut_off_unsent(self) -> None:
@@ -36,7 +37,8 @@ class ClientConnection:
         """error: the client reset the connection, which means that it had not read all."""
         self.is_lost = True
         self._is_cut_off = self._is_cut_off or error is not None
-        self._lost.set()
+        if self._lost is not None:
+            self._lost.set()
         for on_loss in self._watchers:
             on_loss()
 
@@ -48,19 +50,21 @@ class ClientConnection:
         return not self._is_cut_off
 
     async def _wait_loss(self, seconds: float) -> None:
+        if self.is_lost:
+            return
+        if self._lost is None:
+            self._lost = asyncio.Event()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._lost.wait(), seconds)
 
-    @contextmanager
-    def watch(self, on_loss: Callable[[], None]) -> Iterator[None]:
+    def add_watcher(self, on_loss: Callable[[], None]) -> None:
         """Call a function when the connection is lost, at once if it is."""
         self._watchers.append(on_loss)
         if self.is_lost:
             on_loss()
-        try:
-            yield
-        finally:
-            self._watchers.remove(on_loss)
+
+    def remove_watcher(self, on_loss: Callable[[], None]) -> None:
+        self._watchers.remove(on_loss)
 
 
 def connection_of(scope: Scope) -> ClientConnection | None:

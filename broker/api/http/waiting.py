@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-import anyio
 from starlette.requests import Request
 
 from broker.api.http.connection import connection_of
@@ -22,31 +20,33 @@ async def wait_while_connected(request: Request, waiting: Coroutine[Any, Any, No
     It costs no task of its own where the server tells the loss of a connection: thousands may wait.
     """
     has_left = False
-    with anyio.move_on_after(seconds) as scope:
+    timeout = asyncio.timeout(seconds)
 
-        def leave() -> None:
-            nonlocal has_left
-            has_left = True
-            scope.cancel()
+    def leave() -> None:
+        nonlocal has_left
+        has_left = True
+        if not timeout.expired():
+            timeout.reschedule(0.0)
 
-        with _watch(request, leave):
-            await waiting
-            return "done"
-    return "left" if has_left else "time"
-
-
-@contextmanager
-def _watch(request: Request, on_loss: Callable[[], None]) -> Iterator[None]:
-    """Call a function when the client disconnects."""
-    if connection := connection_of(request.scope):
-        with connection.watch(on_loss):
-            yield
-        return
-    reading = asyncio.create_task(_read_disconnect(request, on_loss))
     try:
-        yield
-    finally:
-        reading.cancel()
+        async with timeout:
+            if connection := connection_of(request.scope):
+                connection.add_watcher(leave)
+                try:
+                    await waiting
+                finally:
+                    connection.remove_watcher(leave)
+            else:
+                reading = asyncio.create_task(_read_disconnect(request, leave))
+                try:
+                    await waiting
+                finally:
+                    reading.cancel()
+    except TimeoutError:
+        if not timeout.expired():  # one of what was waited for
+            raise
+        return "left" if has_left else "time"
+    return "done"
 
 
 async def _read_disconnect(request: Request, on_loss: Callable[[], None]) -> None:

@@ -26,6 +26,8 @@ from storage.tasks import Task
 
 MAX_CACHE_BYTES: Final = 16 * 2**20
 MAX_ASKED: Final = 4096
+MIN_FRESH_SECONDS: Final = 2.0
+_UNKNOWN: Final = (None, 0.0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -123,6 +125,12 @@ class TaskCache:
             self._keep(task_id, task.version, epoch, language, (response, fresh_until))
         return response
 
+    def fresh_seconds(self, task_id: str, language: Language) -> float | None:
+        """Return how long the kept response shows the truth if the row does not change; None: always."""
+        entry = self._entries.get(task_id)
+        _, fresh_until = entry.responses.get(language, _UNKNOWN) if entry is not None else _UNKNOWN
+        return None if fresh_until == math.inf else max(MIN_FRESH_SECONDS, fresh_until - self.clock.monotonic())
+
     async def task_data(self, task: Task, language: Language) -> TaskData:
         """Return a task for a list or a batch; not cached."""
         return await self._present(task, language, await self.eta.estimate(task))
@@ -134,7 +142,7 @@ class TaskCache:
         return 0 if self.changes is None else self.changes.epoch()
 
     def _fresh(self, entry: _Entry, language: Language) -> CachedResponse | None:
-        response, fresh_until = entry.responses.get(language, (None, math.inf))
+        response, fresh_until = entry.responses.get(language, _UNKNOWN)
         return response if fresh_until == math.inf or self.clock.monotonic() < fresh_until else None
 
     def _keep(

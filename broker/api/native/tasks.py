@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import anyio
@@ -177,7 +177,8 @@ class TaskRoutes:
 
     async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
         with suppress(ApiError):  # deleted during the stream: the next request gets the error
-            async with aclosing(self.queries.changes(task_id, CAPABILITY)) as changes:
+            fresh = partial(self.cache.fresh_seconds, task_id, language)
+            async with aclosing(self.queries.changes(task_id, CAPABILITY, fresh)) as changes:
                 async for _ in changes:
                     current = await self.cache.response(task_id, language)
                     if _event_id(current.tag) != last:
