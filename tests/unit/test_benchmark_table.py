@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,8 @@ from tests.benchmarks.results import (
     spread,
     value_at_most,
 )
+from tests.benchmarks.support.load import http_request, write_requests
+from tests.benchmarks.support.raw_client import read_requests
 from tests.benchmarks.support.seed import copy_statement
 
 
@@ -117,6 +120,14 @@ def test_table_replaces_what_is_between_the_marks() -> None:
     assert insert_between_marks(text, "new") == f"before\n{BEGIN_MARK}\nnew\n{END_MARK}\nafter\n"
     with pytest.raises(ValueError, match="no place"):
         insert_between_marks("a document", "new")
+
+
+def test_both_load_generators_read_the_requests_that_were_written(tmp_path: Path) -> None:
+    """wrk's script reads the same file: a length, a line feed, and that many bytes."""
+    requests = [http_request("GET", "/", headers={"X": "1"}), http_request("POST", "/a", {"text": "line\nfeed"})]
+    file = write_requests(tmp_path / "requests", requests)
+    assert read_requests(file) == requests
+    assert file.read_bytes().startswith(b"%d\nGET / HTTP/1.1\r\n" % len(requests[0]))
 
 
 def test_copies_of_a_stored_row_have_ids_of_their_own_and_earlier_moments() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from tests.benchmarks.results import Row, ratio_at_least, ratio_at_most
+from tests.benchmarks.results import Row, number, ratio_at_least, ratio_at_most
 from tests.benchmarks.support.bench import Bench
 from tests.benchmarks.support.load import full_load, http_request, p99s, rates, write_requests
 from tests.benchmarks.support.seed import seeded
@@ -33,7 +33,7 @@ async def measure(bench: Bench) -> list[Row]:
                 },
                 warm_up=True,
             )
-    reference, what = rates(loads["P"], "P"), f"poll of any of {stored:,} stored tasks".replace(",", " ")
+    reference, what = rates(loads["P"], "P"), f"poll of any of {number(stored)} stored tasks"
     tails = p99s(loads["P"], "P p99")
     return [
         Row(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks.results import Measured, Row, value_at_most
+from tests.benchmarks.results import Measured, Row, number, value_at_most
 from tests.benchmarks.support.bench import Bench
 from tests.benchmarks.support.processes import Subject
 from tests.benchmarks.support.seed import seeded
@@ -44,7 +44,7 @@ async def measure(bench: Bench) -> list[Row]:
     )
     bare_start = _values(found["P"], "seconds", "s", "P")
     bare_memory = _values(found["P"], "mib", "MiB", "P")
-    count = f"{stored:,}".replace(",", " ")
+    count = number(stored)
 
     def row(what: str, ours: Measured, bound: float, reference: Measured) -> Row:
         is_timed = ours.unit == "s"

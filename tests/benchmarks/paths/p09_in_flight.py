@@ -11,7 +11,7 @@ from typing import Final
 from anyio import to_thread
 
 from tests.benchmarks.paths.p03_create import create_requests
-from tests.benchmarks.results import Measured, Row, value_at_most
+from tests.benchmarks.results import Measured, Row, number, value_at_most
 from tests.benchmarks.support.bench import Bench, Broker
 from tests.benchmarks.support.client import wait_until
 from tests.benchmarks.support.load import counted_load, write_requests
@@ -80,5 +80,5 @@ async def _restart(bench: Bench) -> Row:
             bench.broker(provider, data=data, variables=PATIENT) as broker,
         ):
             ready.append(broker.subject.ready_seconds)
-    what = f"restart with {count:,} tasks in flight".replace(",", " ")
+    what = f"restart with {number(count)} tasks in flight"
     return Row(path=PATH, what=what, ours=Measured(unit="s", values=tuple(ready)), goal=value_at_most(5.0))

@@ -15,7 +15,7 @@ from anyio import to_thread
 
 from tests.benchmarks.engines import retention
 from tests.benchmarks.paths.p03_create import LIKE_KIE, PROMPTS, create_requests
-from tests.benchmarks.results import Measured, Row, ratio_at_most, value_at_least, value_at_most
+from tests.benchmarks.results import Measured, Row, number, ratio_at_most, value_at_least, value_at_most
 from tests.benchmarks.support.bench import Bench, Broker
 from tests.benchmarks.support.client import milliseconds, percentile, wait_until
 from tests.benchmarks.support.load import Load, http_request, steady_background, write_requests
@@ -30,9 +30,14 @@ CREATES_PER_SECOND: Final = 20
 CALM_SECONDS: Final = 3.0
 MAX_SECONDS: Final = 600.0
 START_SECONDS: Final = 8.0
+SLOW_START_SECONDS: Final = 40.0
 UPDATES_PER_SECOND: Final = 40_000
 POSTGRES_TASKS: Final = 50_000
 GOAL: Final = 1_000_000 / 60
+
+
+class TooSlow(Exception):
+    """The retention ended before the broker and its callers were ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +53,13 @@ class Cleaning:
 async def measure(bench: Bench) -> list[Row]:
     count = bench.options.size(10_000, 1_000_000)
     await bench.calibrate()
-    found = await _clean(bench, count)
+    try:
+        found = await _clean(bench, count, START_SECONDS)
+    except TooSlow:
+        found = await _clean(bench, count, SLOW_START_SECONDS)
     expired = count - KEPT
     await bench.calibrate()
-    what = f"{expired:,} expired tasks".replace(",", " ")
+    what = f"{number(expired)} expired tasks"
     rows = [
         Row(
             path=PATH,
@@ -88,20 +96,20 @@ async def measure(bench: Bench) -> list[Row]:
     return [*rows, *([await _on_postgres()] if bench.options.is_long else [])]
 
 
-async def _clean(bench: Bench, count: int) -> Cleaning:
+async def _clean(bench: Bench, count: int, start_seconds: float) -> Cleaning:
     seed, folder = await seeded(bench, count), bench.folder("retention")
     data = await seed.copy(folder / "data")
     kept = seed.ids[:KEPT]
     polls = write_requests(folder / "polls", (http_request("GET", f"/api/task/{name}") for name in kept))
     creates = write_requests(folder / "creates", create_requests(PROMPTS))
-    due_at = time.time() + START_SECONDS + count / UPDATES_PER_SECOND
+    due_at = time.time() + start_seconds + count / UPDATES_PER_SECOND
     await to_thread.run_sync(_set_due, data / "broker.db", kept, due_at)
     async with (
         bench.provider(delay=None) as provider,
         bench.broker(provider, data=data, variables=LIKE_KIE) as broker,
     ):
         if (left := due_at - CALM_SECONDS - time.time()) < 0:
-            raise TimeoutError("the machine was too slow to have everything ready before the retention ends")
+            raise TooSlow
         await asyncio.sleep(left)
         async with _beside(broker, polls, creates) as stop:
             await asyncio.sleep(due_at - time.time())
@@ -183,7 +191,7 @@ async def _on_postgres() -> Row:
     p99s = [percentile(values, 99) * 1000 for values in cost.polls]
     return Row(
         path=PATH,
-        what=f"{POSTGRES_TASKS:,} expired tasks cleaned, Postgres".replace(",", " "),
+        what=f"{number(POSTGRES_TASKS)} expired tasks cleaned, Postgres",
         ours=Measured(unit="/s", values=(cost.rows / cost.seconds,)),
         goal=value_at_least(GOAL),
         note=f"poll p99 {p99s[0]:.1f} ms before, {p99s[1]:.1f} ms during",

@@ -16,7 +16,7 @@ from storage.states import TaskState
 from storage.tasks import Lease, Tasks
 from tests.benchmarks.engines.company import new_task
 from tests.benchmarks.engines.measuring import per_second
-from tests.benchmarks.results import Measured, Row, ratio_at_least, ratio_at_most
+from tests.benchmarks.results import Measured, Row, number, ratio_at_least, ratio_at_most
 from tests.benchmarks.support.bench import Bench
 from tests.benchmarks.support.client import Client, connected, milliseconds
 from tests.benchmarks.support.load import http_request
@@ -36,7 +36,7 @@ async def measure(bench: Bench) -> list[Row]:
     few_seed, many_seed = await seeded(bench, FEW), await seeded(bench, many)
     few_data = await few_seed.copy(bench.folder("growth") / "data")
     many_data = await many_seed.copy(bench.folder("growth") / "data")
-    few_name, many_name = f"{FEW:,}".replace(",", " "), f"{many:,}".replace(",", " ")
+    few_name, many_name = number(FEW), number(many)
     rows = []
     for what, (small, large) in (await _reads(bench, (few_data, few_seed), (many_data, many_seed))).items():
         rows.append(

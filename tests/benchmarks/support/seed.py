@@ -79,7 +79,6 @@ def _copy_rows(data: Path, task_id: str, count: int, step_seconds: float) -> See
                 sql, values = copy_statement(table, dict(row), task_id, job, step_seconds)
                 connection.execute(sql, values)
         connection.execute("COMMIT")
-        connection.execute("ANALYZE")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         rows = connection.execute("SELECT name, job FROM copies").fetchall()
     random.Random(1).shuffle(rows)
