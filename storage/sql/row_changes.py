@@ -128,6 +128,6 @@ def trigger_statements(table: str, columns: Collection[str]) -> tuple[str, ...]:
     names = ", ".join(f'"{name}"' for name in columns)
     record = f"BEGIN SELECT {RECORD_FUNCTION}(OLD.id); END"
     return (
-        f"CREATE TEMP TRIGGER {table}_updated AFTER UPDATE OF {names} ON {table} {record}",
-        f"CREATE TEMP TRIGGER {table}_deleted AFTER DELETE ON {table} {record}",
+        f"CREATE TEMP TRIGGER IF NOT EXISTS {table}_updated AFTER UPDATE OF {names} ON {table} {record}",
+        f"CREATE TEMP TRIGGER IF NOT EXISTS {table}_deleted AFTER DELETE ON {table} {record}",
     )
