@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -170,12 +170,14 @@ class PostgresDatabase:
 
     async def _read(self, query: PostgresQuery, params: Any) -> list[Row]:
         values = parameter_values(query, params)
-        async with (
-            self._pool.session() as connection,
-            # a pooler keeps both halves of a statement in one session only within a transaction
-            connection.transaction(readonly=True) if self._pooled else nullcontext(),
-        ):
-            return to_dicts(await connection.fetch(query.text, *values))
+
+        async def read_in_transaction(connection: Connection) -> list[asyncpg.Record]:
+            async with connection.transaction(readonly=True):
+                return await connection.fetch(query.text, *values)
+
+        # a pooler keeps both halves of a statement in one session only within a transaction
+        read = read_in_transaction if self._pooled else lambda connection: connection.fetch(query.text, *values)
+        return to_dicts(await self._pool.run(read))
 
     def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
         """Return None: every read waits for the server."""
@@ -197,8 +199,8 @@ class PostgresDatabase:
         return await asyncio.shield(write)
 
     async def _write(self, statements: Sequence[Statement], wake: Sequence[str]) -> list[Outcome]:
-        work = PostgresTransaction(statements, self._pool.session, *self._frame(statements))
-        outcomes = await self._run_with_retries(work)
+        work = PostgresTransaction(statements, *self._frame(statements))
+        outcomes = await self._run_with_retries(partial(self._pool.run, work))
         self.notify(*wake)
         return outcomes
 
@@ -250,9 +252,12 @@ class PostgresDatabase:
 
     async def _is_pooled(self) -> bool:
         """Return whether a pooler is in between: the session is then not the one of the handshake."""
-        async with self._pool.session() as connection:
+
+        async def compare(connection: Connection) -> bool:
             pid: int = await connection.fetchval("SELECT pg_backend_pid()")
             return pid != connection.get_server_pid()
+
+        return await self._pool.run(compare)
 
     async def read_clock(self) -> float:
         row = await self.fetch_one("SELECT extract(epoch FROM clock_timestamp())::double precision AS now")

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias, TypeVar
 
 import asyncpg
 
 from storage.sql.postgres_errors import BROKEN, UNAVAILABLE, UNDONE, RetryableError
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
+T = TypeVar("T")
 
 MAX_IDLE_SECONDS: Final = 300.0
 """A firewall may have forgotten an older connection, whose next statement would wait for its time-out."""
@@ -37,25 +37,19 @@ class ConnectionPool:
         """With the moment of its return; the last one returned is used next."""
         self._closed = False
 
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[Connection]:
-        """Provide a connection for one transaction; one that broke, or was left in the middle, is dropped.
+    async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run one transaction on a connection; one that broke, or was left in the middle, is dropped.
 
         Raises `RetryableError` for errors after which the same work may be run once more.
         """
         try:
             await self._take_place()
             try:
-                connection = await self._open_connection()
+                connection = self._find_idle() or await self._connect()
                 try:
-                    yield connection
-                except (
-                    ValueError,
-                    asyncio.CancelledError,
-                ):  # a value that asyncpg cannot send; the caller is cancelled
-                    connection.terminate()
-                    raise
-                except (*BROKEN, *UNDONE):
+                    return await work(connection)
+                # a value that asyncpg cannot send; the caller is cancelled
+                except (ValueError, asyncio.CancelledError, *BROKEN, *UNDONE):
                     connection.terminate()
                     raise
                 finally:
@@ -88,7 +82,7 @@ class ConnectionPool:
         async with asyncio.timeout(self._wait_seconds):
             await self._places.acquire()
 
-    async def _open_connection(self) -> Connection:
+    def _find_idle(self) -> Connection | None:
         oldest = time.monotonic() - MAX_IDLE_SECONDS
         while self._idle and self._idle[0][0] < oldest:
             self._idle.popleft()[1].terminate()
@@ -96,7 +90,7 @@ class ConnectionPool:
             _, connection = self._idle.pop()
             if not connection.is_closed():
                 return connection
-        return await self._connect()
+        return None
 
     def _keep(self, connection: Connection) -> None:
         if connection.is_closed():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,23 +48,19 @@ def parameter_values(query: PostgresQuery, params: Any) -> list[Any]:
 class PostgresTransaction:
     """One transaction, and the outcomes of an earlier run of which it is unknown whether it was committed."""
 
-    def __init__(
-        self, statements: Sequence[Statement], session: Callable[[], Any], begin: str | None, seconds: float
-    ) -> None:
+    def __init__(self, statements: Sequence[Statement], begin: str | None, seconds: float) -> None:
         self._statements = statements
-        self._session = session
         self._begin = begin
         self._seconds = seconds
         self._uncertain: list[Outcome] | None = None
 
-    async def __call__(self) -> list[Outcome]:
-        async with self._session() as connection:
-            try:
-                return await (self._run_single(connection) if self._begin is None else self._run_all(connection))
-            except asyncpg.UniqueViolationError:
-                if self._uncertain is None:
-                    raise
-                return self._uncertain  # our keys are unique: the earlier run was committed
+    async def __call__(self, connection: Connection) -> list[Outcome]:
+        try:
+            return await (self._run_single(connection) if self._begin is None else self._run_all(connection))
+        except asyncpg.UniqueViolationError:
+            if self._uncertain is None:
+                raise
+            return self._uncertain  # our keys are unique: the earlier run was committed
 
     async def _run_single(self, connection: Connection) -> list[Outcome]:
         (statement,) = self._statements
