@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from anyio import to_thread
+
 from tests.benchmarks.results import Row, as_json, insert_between_marks, report, spread
 from tests.benchmarks.support.bench import Bench, Options
-from tests.benchmarks.support.machine import facts
+from tests.benchmarks.support.machine import facts, other_load
 from tests.benchmarks.support.processes import ROOT
 
 BUILD: Final = ROOT / "build"
@@ -35,13 +37,14 @@ async def run_paths(bench: Bench, paths: Paths) -> list[Row]:
     for name, measure in paths.items():
         began = time.monotonic()
         bench.calibration.start_anew()
+        others = await to_thread.run_sync(other_load)
         try:
             measured = await measure(bench)
         except Exception as error:  # the other paths go on
             traceback.print_exc()
             measured = [Row(path=name, what="failed", ours=None, note=f"{type(error).__name__}: {error}"[:300])]
         cpu, disk = spread(bench.calibration.cpu), spread(bench.calibration.disk)
-        rows += [replace(row, cpu_spread=cpu, disk_spread=disk) for row in measured]
+        rows += [replace(row, cpu_spread=cpu, disk_spread=disk, other_load=others) for row in measured]
         _say(f"{name}: {time.monotonic() - began:.0f} s")
     return rows
 

@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 
 MAX_SPREAD: Final = 0.35
 """(max - min) / median of the calibration, or of the reference, above which a row is not judged."""
+MAX_OTHER_LOAD: Final = 0.25
+"""Share of the processors that other programs use before a path begins, above which it is not judged."""
 HEAD: Final = ("path", "reference", "ours", "ratio", "goal", "met")
 BEGIN_MARK: Final = "<!-- benchmark: begin -->"
 END_MARK: Final = "<!-- benchmark: end -->"
@@ -96,7 +98,7 @@ class Row:
 
     on_disk: durable writes are part of it, so the calibration of the disk counts, too. is_timed: False for sizes and
     counts, which a busy machine does not change.
-    cpu_spread, disk_spread: of the calibration between the rounds.
+    cpu_spread, disk_spread: of the calibration between the rounds. other_load: before the path began.
     """
 
     path: str
@@ -109,6 +111,7 @@ class Row:
     is_timed: bool = True
     cpu_spread: float = 0.0
     disk_spread: float = 0.0
+    other_load: float = 0.0
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -137,7 +140,7 @@ class Row:
         judged = None if self.goal is None else self.ratio if self.goal.of == "ratio" else self.ours.median
         if self.goal is None or judged is None:
             return "–"
-        if self.is_timed and self.noise > MAX_SPREAD:
+        if self.is_timed and (self.noise > MAX_SPREAD or self.other_load > MAX_OTHER_LOAD):
             return "noisy"
         return "met" if self.goal.is_met(judged) else "not met"
 
@@ -174,6 +177,7 @@ class Row:
             "goal": self.goal and {"of": self.goal.of, "at_least": self.goal.at_least, "bound": self.goal.bound},
             "met": self.verdict,
             "noise": self.noise,
+            "other_load": self.other_load,
             "note": self.note,
         }
 
@@ -187,8 +191,8 @@ def report(rows: Sequence[Row], machine: Sequence[str]) -> str:
     """Return the table, the notes and what was said about the machine, in Markdown."""
     notes = [f"- {row.path} {row.what}: {row.note}" for row in rows if row.note]
     bound = (
-        f"- noisy: the calibration or the reference varied by more than {MAX_SPREAD:.0%} (max - min, of the median), "
-        "so the row is not judged"
+        f"- noisy, so the row is not judged: the calibration or the reference varied by more than {MAX_SPREAD:.0%} "
+        f"(max - min, of the median), or other programs used more than {MAX_OTHER_LOAD:.0%} of the processors before"
     )
     said = [*(f"- {line}" for line in machine), bound]
     return "\n".join([markdown_table(HEAD, (row.cells() for row in rows)), "", *notes, *said])

@@ -11,6 +11,7 @@ import pytest
 from tests.benchmarks.results import (
     BEGIN_MARK,
     END_MARK,
+    MAX_OTHER_LOAD,
     MAX_SPREAD,
     Goal,
     Measured,
@@ -84,6 +85,12 @@ def test_unsteady_disk_matters_to_durable_paths_only() -> None:
     steady, goal = per_second(100, 100), ratio_at_least(0.1)
     assert row(steady, steady, goal, disk_spread=9).verdict == "met"
     assert row(steady, steady, goal, disk_spread=9, on_disk=True).verdict == "noisy"
+
+
+def test_paths_are_not_judged_while_other_programs_run() -> None:
+    steady, goal = per_second(100, 100), ratio_at_least(0.1)
+    assert row(steady, steady, goal, other_load=MAX_OTHER_LOAD + 0.01).verdict == "noisy"
+    assert row(steady, steady, goal, other_load=MAX_OTHER_LOAD).verdict == "met"
 
 
 def test_sizes_are_judged_on_a_busy_machine() -> None:

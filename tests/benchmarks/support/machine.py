@@ -53,6 +53,20 @@ def _disk_seconds(folder: Path) -> float:
         os.close(file)
 
 
+def other_load(seconds: float = 0.3) -> float:
+    """Return the share of all processors that is in use now, while the benchmark itself rests."""
+    before = _processor_ticks()
+    time.sleep(seconds)
+    idle, total = (after - begun for after, begun in zip(_processor_ticks(), before, strict=True))
+    return 1 - idle / max(1, total)
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """Return the ticks that were idle, and all; those that wait for the disk are idle."""
+    ticks = list(map(int, Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:9]))
+    return ticks[3] + ticks[4], sum(ticks)
+
+
 def file_system(folder: Path) -> str:
     """Return the type of the file system that holds the folder, as in /proc/mounts."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
