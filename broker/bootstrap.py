@@ -43,6 +43,8 @@ from webhooks.tokens import CallbackTokens
 
 LEASE_COLUMNS = ("version", "leased_by", "lease_until")
 """Of `tasks`; what changes in these alone shows in no response."""
+CHECK_SECONDS = 0.3
+"""For the check of the database. A large SQLite file takes longer, and is checked to its end beside the work."""
 FREE_FLOOR = 64 * 2**20
 """Bytes that images leave free on the disk, so that the database can always write."""
 
@@ -172,7 +174,7 @@ async def open_services(
     async with AsyncExitStack() as stack:
         secret = _ensure_secret(settings)
         database = await stack.enter_async_context(open_database(settings))
-        await database.check()
+        await database.check(patience_seconds=CHECK_SECONDS)
         await upgrade_schema(database, clock.now())
         await stack.enter_async_context(watch_database_files(database))
         if joins:

@@ -9,7 +9,7 @@ from typing import Final
 
 from broker.clock import seconds_to_beat
 from broker.logs import log
-from storage.errors import DatabaseReplaced
+from storage.errors import DatabaseReplaced, StorageError
 from storage.sql.database import Database
 
 INTERVAL_SECONDS: Final = 10.0
@@ -33,9 +33,10 @@ async def _watch(database: Database, interval_seconds: float) -> None:
     while True:
         try:
             await database.check_files()
-        except DatabaseReplaced as error:
+        except StorageError as error:
             if not is_lost:
-                log.critical("NOTHING IS STORED", action="database_replaced", why=str(error))
+                action = "database_replaced" if isinstance(error, DatabaseReplaced) else "database_damaged"
+                log.critical("NOTHING IS STORED", action=action, why=str(error))
             is_lost = True
         else:
             if is_lost:

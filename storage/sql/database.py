@@ -104,11 +104,17 @@ class Database(Protocol):
     def listen(self, channel: str) -> AbstractContextManager[Subscription]:
         """Subscribe to a channel. Listen first, query second, wait third: then no notification is missed."""
 
-    async def check(self) -> None:
-        """Raise `StorageError` with the cure if the store is damaged or out of reach."""
+    async def check(self, *, patience_seconds: float | None = None) -> None:
+        """Raise `StorageError` with the cure if the store is damaged or out of reach.
+
+        patience_seconds: a check that takes longer goes on; if it finds damage, `check_files` and writes raise.
+        """
 
     async def check_files(self) -> None:
-        """Raise `DatabaseReplaced` if the files are no longer those that were opened; writes then raise it, too."""
+        """Raise `DatabaseReplaced` if the files are no longer those that were opened, or the damage that was found.
+
+        Writes then raise it, too.
+        """
 
     async def read_clock(self) -> float:
         """Return the database's time in seconds since the epoch, to measure the clock skew."""

@@ -233,8 +233,8 @@ class PostgresDatabase:
 
     # -- health
 
-    async def check(self) -> None:
-        """Raise `StorageError` with the cure if Postgres is not as the broker needs it."""
+    async def check(self, *, patience_seconds: float | None = None) -> None:
+        """Raise `StorageError` with the cure if Postgres is not as the broker needs it. This takes one query."""
         row = await self.fetch_one(
             """SELECT current_setting('server_version_num')::bigint / 10000 AS version, pg_is_in_recovery() AS standby,
                 current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commit"""

@@ -21,6 +21,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement, to_dicts
+from storage.sql.integrity import IntegrityCheck
 from storage.sql.pubsub import LocalChannels, Subscription
 from storage.sql.row_changes import ChangedRows, RowChanges, trigger_statements
 from storage.sql.sqlite_errors import find_cure, is_busy, storage_error
@@ -55,6 +56,7 @@ class SqliteDatabase:
             on_changes=self._report_changes,
             spends_reserve=spends_reserve,
         )
+        self._integrity = IntegrityCheck(path, on_damage=self._writer.refuse)
         self._changes: RowChanges | None = None
         self._closed = False
 
@@ -136,12 +138,8 @@ class SqliteDatabase:
     def listen(self, channel: str) -> AbstractContextManager[Subscription]:
         return self._channels.listen(channel)
 
-    async def check(self) -> None:
-        """Raise `StorageError` with the cure if the file is damaged."""
-        rows = await self.fetch("PRAGMA quick_check(1)")
-        result = next(iter(rows[0].values()))
-        if result != "ok":
-            raise StorageError(f"{self.path.name} is damaged ({result}): restore it from a backup; it was not changed")
+    async def check(self, *, patience_seconds: float | None = None) -> None:
+        await self._integrity.wait(patience_seconds)
 
     async def check_files(self) -> None:
         await asyncio.to_thread(self._writer.check_files)
@@ -163,6 +161,7 @@ class SqliteDatabase:
         if self._closed:
             return
         self._closed = True
+        await self._integrity.stop()
         await self._opened.aclose()
 
 

@@ -69,6 +69,7 @@ class GroupCommitWriter:
         self._on_changes = on_changes
         self.recorder = RowRecorder()
         self._files = OpenedFiles(())
+        self._refusal: StorageError | None = None
         self._paths = (path, path.with_name(path.name + "-wal"))
         self._reserve = DiskReserve(path.with_name(path.name + "-reserve"))
         self._spends_reserve = spends_reserve
@@ -87,8 +88,14 @@ class GroupCommitWriter:
         self._thread = threading.Thread(target=self._run, args=(connection,), name="sqlite-writer")
         self._thread.start()
 
+    def refuse(self, error: StorageError) -> None:
+        """Fail all writes from now on."""
+        self._refusal = error
+
     def check_files(self) -> None:
-        """Raise `DatabaseReplaced` if database or log are no longer the opened ones."""
+        """Raise `DatabaseReplaced` if database or log are no longer the opened ones, or why writes are refused."""
+        if self._refusal is not None:
+            raise self._refusal
         self._files.check()
 
     def submit(
@@ -136,7 +143,7 @@ class GroupCommitWriter:
     def _write_to_opened_files(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
         """Write the group; fail it, written or not, if its files are gone from their paths."""
         try:
-            self._files.check()
+            self.check_files()
             results = self._write_admitted(connection, group)
             self._files.check()
         except (StorageError, sqlite3.Error) as error:

@@ -264,3 +264,31 @@ def test_acknowledged_writes_survive_a_kill(tmp_path: Path) -> None:
         kept = {n for (n,) in connection.execute("SELECT n FROM t")}
     connection.close()
     assert set(acknowledged) <= kept
+
+
+async def test_damage_that_is_found_after_the_start_refuses_all_writes(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    async with SqliteDatabase(path) as database:
+        await database.execute("CREATE TABLE t (x TEXT)")
+        await database.transact(
+            *(Statement(sql="INSERT INTO t VALUES (:x)", params={"x": f"{n}" * 500}) for n in range(200))
+        )
+    broken = bytearray(path.read_bytes())
+    broken[8192:20480] = b"\xff" * 12288
+    path.write_bytes(broken)
+    async with SqliteDatabase(path) as database:
+        await database.check(patience_seconds=0)
+        async with asyncio.timeout(5):
+            with pytest.raises(StorageError, match=r"damaged|malformed"):
+                while True:
+                    await database.check_files()
+        with pytest.raises(StorageError, match=r"damaged|malformed"):
+            await database.execute("CREATE TABLE u (x TEXT)")
+
+
+async def test_check_that_still_runs_is_stopped_with_the_database(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db") as database:
+        await database.execute("CREATE TABLE t (x TEXT)")
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
+        await database.execute(f"INSERT INTO t {numbers} SELECT hex(randomblob(500)) FROM n")
+        await database.check(patience_seconds=0)
