@@ -19,7 +19,6 @@ from storage.sql.rows import (
     fetch_one_as,
     fetch_page,
     from_row,
-    in_clause,
     insert_row,
     like_pattern,
     set_clause,
@@ -230,12 +229,17 @@ class Tasks:
             model=model,
         )
 
-    async def count_by_state(self, states: Sequence[TaskState] = tuple(TaskState)) -> dict[str, int]:
-        """Count rows by state. Reads every row of these states, so cache the result where they may be many."""
-        listed, params = in_clause([state.value for state in states])
-        sql = f"SELECT state, count(*) AS n FROM tasks WHERE state IN ({listed}) GROUP BY state"
-        rows = await self.database.fetch(sql, **params)
-        return {row["state"]: row["n"] for row in rows}
+    async def count_by_state(
+        self, states: Sequence[TaskState] = tuple(TaskState), *, at_most: int = 2**62
+    ) -> dict[str, int]:
+        """Count rows by state, up to a number. Reads so many entries of the index, so cache the result."""
+        sql = " UNION ALL ".join(
+            f"""SELECT '{state.value}' AS state, count(*) AS n
+                FROM (SELECT 1 AS one FROM tasks WHERE state = '{state.value}' LIMIT :at_most) AS counted"""
+            for state in states
+        )
+        rows = await self.database.fetch(sql, at_most=at_most)
+        return {row["state"]: row["n"] for row in rows if row["n"]}
 
     async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
         """Return the durations of the newest images of a model, newest first; at most 100."""

@@ -1,7 +1,6 @@
 """Metrics read from the database, collected when the metrics page is requested and cached for their cost.
 
-Active tasks are few and indexed, so they are counted every few seconds. Ended ones are many (half a second for a
-million), so their number may be five minutes old.
+Tasks of a state are counted up to `MAX_COUNTED`: the cost of the page must not grow with what is stored.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from storage.tables import Tables
 
 ACTIVE_TTL_SECONDS: Final = 5.0
 ENDED_TTL_SECONDS: Final = 300.0
+MAX_COUNTED: Final = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,17 @@ class DatabaseCollector:
     """Returns the number of steps in progress in this process."""
     read_sums: ReadSums | None = None
     """None if this process is the only one of its machine."""
+    max_counted: int = MAX_COUNTED
 
     def __post_init__(self) -> None:
         self.metrics.steps_running.set_function(self.steps_running)
         count, clock = self.tables.tasks.count_by_state, self.clock
-        self._active = TtlCache(partial(count, ACTIVE_STATES), seconds=ACTIVE_TTL_SECONDS, clock=clock)
-        self._ended = TtlCache(partial(count, FINAL_STATES), seconds=ENDED_TTL_SECONDS, clock=clock)
+        self._active = TtlCache(
+            partial(count, ACTIVE_STATES, at_most=self.max_counted), seconds=ACTIVE_TTL_SECONDS, clock=clock
+        )
+        self._ended = TtlCache(
+            partial(count, FINAL_STATES, at_most=self.max_counted), seconds=ENDED_TTL_SECONDS, clock=clock
+        )
         pending = self.tables.deliveries.count_pending
         self._pending_deliveries = TtlCache(pending, seconds=ACTIVE_TTL_SECONDS, clock=clock)
         self._provider_state = TtlCache(self._load_provider_state, seconds=ACTIVE_TTL_SECONDS, clock=clock)

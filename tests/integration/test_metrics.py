@@ -336,7 +336,7 @@ async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) ->
 async def test_blocked_event_loop_is_measured() -> None:
     metrics = Metrics()
     with capture_logs() as logs:
-        async with measure_loop_lag(metrics, interval_seconds=0.0), asyncio.timeout(5):
+        async with measure_loop_lag(metrics, interval_seconds=0.001), asyncio.timeout(5):
             await asyncio.sleep(0)
             time.sleep(0.6)  # noqa: ASYNC251  # this is the stall
             while value(metrics, "broker_event_loop_lag_seconds_sum") < 0.5:  # noqa: ASYNC110
