@@ -103,6 +103,11 @@ _COOLDOWN = f"""(SELECT paused_until FROM provider_limits WHERE {_ACCOUNT}) AS p
     (SELECT reason FROM provider_limits WHERE {_ACCOUNT}) AS reason"""
 _SUBMITTED = f"SELECT count(*) AS n FROM attempts WHERE {_ACCOUNT} AND sent_at > :since AND sent_at <= :horizon"
 _RUNNING = f"SELECT count(*) AS n FROM tasks WHERE {_ACCOUNT} AND state IN ('submitting', 'waiting')"
+# the same counts where only the limits matter, and so no more rows than these
+_SUBMITTED_WITHIN = (
+    f"SELECT count(*) AS n FROM ({_SUBMITTED.replace('count(*) AS n', '1')} LIMIT :creates_per_window) w"
+)
+_RUNNING_WITHIN = f"SELECT count(*) AS n FROM ({_RUNNING.replace('count(*) AS n', '1')} LIMIT :concurrency + 1) r"
 # after a failure one job is submitted first, as a probe
 _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a
     ON a.provider = l.provider AND a.key_id = l.key_id
@@ -119,8 +124,13 @@ class ProviderLimits:
 
     async def get_capacity(self, provider: str, key_id: str, limits: AccountLimits, now: float) -> Capacity:
         """Return how much may be submitted now. A hint only: `reserve_submission` decides."""
-        sql = f"SELECT {_COOLDOWN}, ({_SUBMITTED}) AS submitted, ({_RUNNING}) AS running, ({_PROBE}) AS probes"
-        row: Any = await self.database.fetch_one(sql, **_count_params(provider, key_id, limits, now))
+        counts = f"({_SUBMITTED_WITHIN}) AS submitted, ({_RUNNING_WITHIN}) AS running, ({_PROBE}) AS probes"
+        row: Any = await self.database.fetch_one(
+            f"SELECT {_COOLDOWN}, {counts}",
+            **_count_params(provider, key_id, limits, now),
+            creates_per_window=limits.creates_per_window,
+            concurrency=limits.concurrency,
+        )
         if now < (row["paused_until"] or 0.0) < now + MAX_COOLDOWN_SECONDS:
             is_set_aside = row["reason"] in SET_ASIDE_REASONS
             return Capacity(free=0, recheck_at=row["paused_until"], is_paused=True, is_set_aside=is_set_aside)
@@ -146,6 +156,12 @@ class ProviderLimits:
             submitted=row["submitted"],
         )
 
+    async def count_errors(self, provider: str, key_id: str) -> int:
+        """Return the number of failed submissions in a row of a key."""
+        sql = f"SELECT errors FROM provider_limits WHERE {_ACCOUNT}"
+        row = await self.database.fetch_one(sql, provider=provider, key_id=key_id)
+        return int(row["errors"]) if row else 0
+
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
         """Write the attempt if its key has capacity and its provider is not paused; otherwise `Stale`.
 
@@ -167,7 +183,8 @@ class ProviderLimits:
             sql=f"""INSERT INTO attempts
                     (task_id, number, provider, key_id, sent_at, outcome, billed, price, usd_per_unit)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
-                WHERE ({_SUBMITTED}) < :creates_per_window AND ({_RUNNING}) <= :concurrency AND ({_PROBE}) = 0
+                WHERE ({_SUBMITTED_WITHIN}) < :creates_per_window
+                AND ({_RUNNING_WITHIN}) <= :concurrency AND ({_PROBE}) = 0
                 AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :paused) {active}""",
             params={
                 "paused": provider_of(attempt.provider),

@@ -200,7 +200,7 @@ class SubmitStep:
     async def _update_cooldown(self, task: Task, provider: Provider, report: Failed | None) -> None:
         clock, policy = self.transitions.clock, self.transitions.policy
         database, name, key_id = self.transitions.tasks.database, task.provider, provider.key_id
-        failures = (await self.limits.get_load(name, key_id, clock.now())).errors
+        failures = await self.limits.count_errors(name, key_id)
         decision = decide_cooldown(report, failures, clock.now(), policy)
         if decision is not None:
             # the answer to the order is stored after it, so it is no less urgent
