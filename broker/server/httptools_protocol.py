@@ -25,6 +25,8 @@ from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, MAX_HEADER_LINE
 _HEAD_END: Final = b"\r\n\r\n"
 """Of every head; also of every body in chunks, whose last bytes it is."""
 _MIN_CHUNK: Final = len(b"1\r\nx\r\n")
+_MAX_FEED_BYTES: Final = 64 * 1024
+"""Of chunks at once: what is looked through before."""
 _VERSIONS: Final = {"1.0", "1.1"}
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 
@@ -276,9 +278,11 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             return False
         buffer, start = self._buffer, self._parsed
         events = EVENTS_PER_TURN - self._turn_events
-        end = len(buffer)
-        if buffer.count(b"\n", start, end) >= 2 * events:
-            end = min(end, start + _MIN_CHUNK * events)
+        size = min(len(buffer) - start, _MAX_FEED_BYTES)
+        # a chunk has two line ends: as many bytes as cannot have more chunks than the turn has events left
+        while size > _MIN_CHUNK * events and buffer.count(b"\n", start, start + size) > 2 * (events - 1):
+            size = max(size // 2, _MIN_CHUNK * events)
+        end = start + size
         found = buffer.find(_HEAD_END, max(0, start - len(_HEAD_END) + 1), end)
         if found >= 0:
             end = found + len(_HEAD_END)
