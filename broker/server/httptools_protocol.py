@@ -7,10 +7,9 @@ bounded number of events per event-loop turn. The next request is not parsed bef
 
 from __future__ import annotations
 
-import asyncio
 import re
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import httptools
@@ -21,6 +20,7 @@ from broker.net.pieces import EVENTS_PER_TURN, ChunkCounter, TooManyPieces, Turn
 from broker.server.deadlines import Phase
 from broker.server.httptools_cycle import ResponseCycle
 from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, MAX_HEADER_LINES, GuardedProtocol
+from broker.server.transports import Signal
 
 _HEAD_END: Final = b"\r\n\r\n"
 """Of every head; also of every body in chunks, whose last bytes it is."""
@@ -52,6 +52,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        del self.pipeline  # a deque of uvicorn's, most of a kibibyte; here pipelined requests wait in the buffer
         self._buffer = b""
         """Received bytes; those before `_parsed` have been parsed."""
         self._parsed = 0
@@ -210,7 +211,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             access_logger=self.access_logger,
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
+            message_event=cast(Any, Signal()),
             expect_100_continue=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
             keep_alive=version != "1.0" and self._keeps_alive,
             on_response=self.on_response_complete,
