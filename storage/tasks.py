@@ -8,7 +8,7 @@ running the same step at once; losing it costs nothing but that step's time.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,17 +229,13 @@ class Tasks:
             model=model,
         )
 
-    async def count_by_state(
-        self, states: Sequence[TaskState] = tuple(TaskState), *, at_most: int = 2**62
-    ) -> dict[str, int]:
+    async def count_by_state(self, states: Iterable[TaskState] = TaskState, *, at_most: int = 2**62) -> dict[str, int]:
         """Count rows by state, up to a number. Reads so many entries of the index, so cache the result."""
-        sql = " UNION ALL ".join(
-            f"""SELECT '{state.value}' AS state, count(*) AS n
-                FROM (SELECT 1 AS one FROM tasks WHERE state = '{state.value}' LIMIT :at_most) AS counted"""
-            for state in states
+        counted = (
+            "SELECT '{0}' AS state, count(*) AS n FROM (SELECT 1 AS one FROM tasks WHERE state = '{0}' LIMIT :n) AS c"
         )
-        rows = await self.database.fetch(sql, at_most=at_most)
-        return {row["state"]: row["n"] for row in rows if row["n"]}
+        sql = " UNION ALL ".join(counted.format(state.value) for state in states)
+        return {row["state"]: row["n"] for row in await self.database.fetch(sql, n=at_most) if row["n"]}
 
     async def recent_durations(self, provider: str, model: str) -> list[TaskDurations]:
         """Return the durations of the newest images of a model, newest first; at most 100."""
