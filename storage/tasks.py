@@ -154,10 +154,9 @@ class Lease:
 class DueWork:
     """Moments at which work is due; `inf` where there is none.
 
-    due: by state, the next step of a task without a lease. queued: by provider, the next submission.
-    has_own_lanes: a task is queued for an account of a user.
-    queue_deadline_at: the first deadline of a queued task. has_callbacks: one waits to be processed.
-    delivery_at: the next webhook.
+    due: by state, the next step of a task without a lease. queued: by provider, the next submission. has_own_lanes: a
+    task is queued for an account of a user. queue_deadline_at: the first deadline of a queued task. has_callbacks: one
+    waits to be processed. delivery_at: the next webhook.
     """
 
     due: Mapping[TaskState, float]
@@ -263,10 +262,9 @@ class Tasks:
         return await self._claim_rows(which, now=now, lease=lease, limit=limit)
 
     async def _claim_rows(self, which: str, *, now: float, lease: Lease, limit: int, **params: Any) -> list[Task]:
-        where, order = which.split("ORDER BY")
+        which = which.replace("ORDER BY", "AND (lease_until <= :now OR leased_by = :holder) ORDER BY")
         sql = f"""due AS MATERIALIZED (SELECT id FROM tasks
-            WHERE {where} AND (lease_until <= :now OR leased_by = :holder)
-            ORDER BY{order} LIMIT :limit{self.database.skip_locked})"""
+            WHERE {which} LIMIT :limit{self.database.skip_locked})"""
         return await claim_rows(self.database, sql, now=now, lease=lease, limit=limit, **params)
 
     async def renew(self, held: Sequence[tuple[str, str]], until: float) -> None:
@@ -287,19 +285,17 @@ class Tasks:
     ) -> DueWork:
         """Return in one query when the next work of each kind is due. callbacks_in_hand: that the caller processes."""
         free = "lease_until <= :now"
+        queue = f"FROM tasks WHERE state = 'queued' AND {free}"
         numbered = {f"p{number}": provider for number, provider in enumerate(providers)}
         queries = [
             f"(SELECT due_at FROM tasks WHERE state = '{s}' AND {free} ORDER BY due_at LIMIT 1) AS {s}" for s in states
         ]
         queries += [
-            f"""(SELECT due_at FROM tasks WHERE state = 'queued' AND provider = :{name} AND {free}
-                ORDER BY due_at, id LIMIT 1) AS {name}"""
-            for name in numbered
+            f"(SELECT due_at {queue} AND provider = :{name} ORDER BY due_at, id LIMIT 1) AS {name}" for name in numbered
         ]
         row: Any = await self.database.fetch_one(
             f"""SELECT {", ".join(queries)},
-                (SELECT deadline_at FROM tasks WHERE state = 'queued' AND {free}
-                    ORDER BY deadline_at LIMIT 1) AS deadline,
+                (SELECT deadline_at {queue} ORDER BY deadline_at LIMIT 1) AS deadline,
                 (SELECT 1 FROM tasks WHERE state = 'queued' AND provider LIKE '%@%' LIMIT 1) AS own_lane,
                 (SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND {free} ORDER BY due_at LIMIT 1) AS delivery,
                 (SELECT 1 FROM callbacks WHERE processed_at IS NULL AND task_id IS NOT NULL
