@@ -98,12 +98,12 @@ class TaskQueries:
                 await self.wait(task.id, scope)
 
     async def changes(
-        self, task_id: str, scope: Scope, seconds: Callable[[], float | None] = lambda: RECHECK_SECONDS
+        self, task_id: str, scope: Scope, seconds: Callable[[], float] = lambda: RECHECK_SECONDS
     ) -> AsyncGenerator[None, None]:
         """Yield now and after each possible change of the task, until it ends or the server stops.
 
-        seconds: returns the time after which more than the row may have changed, like the position in the queue; None
-        if nothing else can. A consumer that stops earlier closes the generator (`contextlib.aclosing`).
+        seconds: returns the time after which more than the row may have changed, like the position in the queue.
+        A consumer that stops earlier closes the generator (`contextlib.aclosing`).
         """
         with self.watcher.watch(task_id) as watch:
             is_over, has_changed = self.closing, True

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from broker.api.http.request_body import FORM_OVERHEAD_BYTES
+from broker.api.native.event_stream import PING_SECONDS
 from broker.api.native.schemas import MAX_WAIT_SECONDS
-from broker.api.native.tasks import PING_SECONDS
 from broker.bootstrap import load_settings
 from broker.catalog import Catalog
 from broker.server.uvicorn import DEFAULT_LIMITS

@@ -191,7 +191,7 @@ async def test_unexpected_error_is_logged_without_its_text(tmp_path: Path, form:
 def test_debug_lines_of_libraries_are_not_logged(tmp_path: Path) -> None:
     """Some of them log whole bodies and statements with their values."""
     configure_logging("DEBUG", "json", tmp_path)
-    for name in ("aiosqlite", "sse_starlette.sse", "httpx", "python_multipart.multipart", "asyncio"):
+    for name in ("aiosqlite", "httpx", "python_multipart.multipart", "asyncio"):
         logging.getLogger(name).debug("canary")
     log.debug("ours", action="ours")
     lines = [json.loads(line)["action"] for line in (tmp_path / "app.log").read_text().splitlines()]

@@ -14,9 +14,10 @@ Ending = Literal["done", "time", "left"]
 """Why a wait ended: what was waited for is there, the time is over, or the client has left."""
 
 
-async def wait_while_connected(request: Request, waiting: Coroutine[Any, Any, None], seconds: float) -> Ending:
+async def wait_while_connected(request: Request, waiting: Coroutine[Any, Any, None], seconds: float | None) -> Ending:
     """Wait for `seconds` at most, and not longer than the client stays connected. Raises what `waiting` raises.
 
+    seconds: None for no limit.
     It costs no task of its own where the server tells the loss of a connection: thousands may wait.
     """
     has_left = False

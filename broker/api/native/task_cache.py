@@ -125,11 +125,11 @@ class TaskCache:
             self._keep(task_id, task.version, epoch, language, (response, fresh_until))
         return response
 
-    def fresh_seconds(self, task_id: str, language: Language) -> float | None:
-        """Return how long the kept response shows the truth if the row does not change; None: always."""
+    def fresh_seconds(self, task_id: str, language: Language) -> float:
+        """Return how long the kept response shows the truth if the row does not change."""
         entry = self._entries.get(task_id)
         _, fresh_until = entry.responses.get(language, _UNKNOWN) if entry is not None else _UNKNOWN
-        return None if fresh_until == math.inf else max(MIN_FRESH_SECONDS, fresh_until - self.clock.monotonic())
+        return max(MIN_FRESH_SECONDS, fresh_until - self.clock.monotonic())
 
     async def task_data(self, task: Task, language: Language) -> TaskData:
         """Return a task for a list or a batch; not cached."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Final
 
-import anyio
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,6 +30,7 @@ from broker.api.http.responses import (
     warning_headers,
 )
 from broker.api.http.waiting import wait_while_connected
+from broker.api.native.event_stream import PING, PING_SECONDS, EventStream, event_bytes
 from broker.api.native.params import OrderFields, read_form_order, read_json_order
 from broker.api.native.schemas import (
     BatchData,
@@ -61,8 +60,6 @@ from broker.tasks.queries import TaskQueries
 from storage.ids import shorten_id
 from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
-
-PING_SECONDS: Final = 15
 
 BATCH_ENDS: Final = ("completed", "failed", "canceled")
 """The best first: one image is more than none."""
@@ -171,19 +168,20 @@ class TaskRoutes:
         last = request.headers.get("last-event-id")
         if last == _event_id(current.tag) and (await self.queries.get(task_id, CAPABILITY)).has_ended:
             return Response(status_code=204)  # the only response after which a browser does not reconnect
-        return _TaskStream(
-            self._events(task_id, language, last), ping=PING_SECONDS, sep="\n", headers={"Vary": "Accept-Language"}
-        )
+        return EventStream(self._events(task_id, language, last))
 
-    async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncIterator[ServerSentEvent]:
+    async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncGenerator[bytes, None]:
         with suppress(ApiError):  # deleted during the stream: the next request gets the error
-            fresh = partial(self.cache.fresh_seconds, task_id, language)
-            async with aclosing(self.queries.changes(task_id, CAPABILITY, fresh)) as changes:
+
+            def pause() -> float:
+                return min(PING_SECONDS, self.cache.fresh_seconds(task_id, language))
+
+            async with aclosing(self.queries.changes(task_id, CAPABILITY, pause)) as changes:
                 async for _ in changes:
                     current = await self.cache.response(task_id, language)
-                    if _event_id(current.tag) != last:
-                        last = _event_id(current.tag)
-                        yield ServerSentEvent(current.body.decode(), id=last, sep="\n")
+                    is_new = _event_id(current.tag) != last
+                    last = _event_id(current.tag)
+                    yield event_bytes(last, current.body) if is_new else PING
 
     async def list_tasks(self, request: Request) -> Response:
         """List tasks, newest first.
@@ -304,14 +302,6 @@ def _batch_status(counts: Counter[str]) -> str:
     if counts["processing"] or (counts["pending"] and len(+counts) > 1):
         return "processing"
     return "pending" if counts["pending"] else next(status for status in BATCH_ENDS if counts[status])
-
-
-class _TaskStream(EventSourceResponse):
-    """A stream that the broker ends itself when it closes; the library would poll for a signal twice a second."""
-
-    @staticmethod
-    async def _listen_for_exit_signal() -> None:
-        await anyio.sleep_forever()
 
 
 def _position(task: Task, visibility: Visibility) -> tuple[float, str]:
