@@ -117,6 +117,9 @@ class ProviderTerms(_Entry):
     """How long results are kept, where that is less than a day; None: as long as is usual."""
 
 
+_DEFAULT_TERMS: Final = ProviderTerms()
+
+
 class Model(_Entry):
     """One model under its canonical name."""
 
@@ -239,7 +242,7 @@ class Catalog:
 
     def terms(self, provider: str) -> ProviderTerms:
         """Return a provider's limits and unit; the defaults for one without a catalog."""
-        return self._terms.get(provider, ProviderTerms())
+        return self._terms.get(provider, _DEFAULT_TERMS)
 
     def serves(self, provider: str, model: str) -> bool:
         """Return whether a provider has a canonical model, in one mode at least."""

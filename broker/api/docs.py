@@ -95,7 +95,7 @@ def _load_asset(path: str, media_type: str) -> CachedResponse:
     """Read a file once: those of the package do not change."""
     body = _read_file(path)
     tag = make_etag(body)
-    return CachedResponse(body=body, tag=tag, headers={"etag": tag, **_REVALIDATE}, media_type=media_type)
+    return CachedResponse(body=body, tag=tag, fixed=_REVALIDATE, media_type=media_type)
 
 
 def _read_file(path: str) -> bytes:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
+from storage.sql.inline_reader import READ_VERSION, InlineReader
+
 RECORD_FUNCTION: Final = "record_changed_row"
-_READ_VERSION: Final = "PRAGMA data_version"
 
 Listener = Callable[[Collection[str]], None]
 
@@ -62,7 +63,7 @@ class RowRecorder:
         return self._is_foreign
 
     def _read_version(self) -> int:
-        version: int = next(self._cursor.execute(_READ_VERSION))[0]
+        version: int = next(self._cursor.execute(READ_VERSION))[0]
         return version
 
     def take(self) -> ChangedRows:
@@ -76,13 +77,12 @@ class RowRecorder:
 class RowChanges:
     """The part in the event loop. reader: a connection that does not write."""
 
-    def __init__(self, recorder: RowRecorder, reader: sqlite3.Connection) -> None:
+    def __init__(self, recorder: RowRecorder, reader: InlineReader) -> None:
         self._recorder = recorder
-        self._reader = reader.cursor()
-        self._reader.row_factory = None
+        self._reader = reader
         self._listeners: list[Listener] = []
         self._epoch = 0
-        self._version = -1
+        self._version: int | None = None
         self._finished = 0
         self._has_looked = False
 
@@ -112,11 +112,8 @@ class RowChanges:
 
     def _look(self) -> None:
         finished = self._recorder.finished  # before the version, which has all of these
-        try:
-            version: int = next(self._reader.execute(_READ_VERSION))[0]
-        except sqlite3.Error:  # what is read next raises it, too
-            version = -1
-        if version != self._version or version < 0:
+        version = self._reader.read_version()
+        if version != self._version or version is None:
             self._version = version
             # since the last look no transaction of this process can have ended
             self._epoch += self._recorder.begun == self._finished

@@ -21,6 +21,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement, to_dicts
+from storage.sql.inline_reader import InlineReader
 from storage.sql.integrity import IntegrityCheck
 from storage.sql.pubsub import LocalChannels, Subscription
 from storage.sql.row_changes import ChangedRows, RowChanges, trigger_statements
@@ -74,10 +75,7 @@ class SqliteDatabase:
             await self._writer.open()
             opened.push_async_callback(self._writer.close)
             self._reader = await opened.enter_async_context(aiosqlite.Connection(reader, iter_chunk_size=64))
-            self._inline = await asyncio.to_thread(reader)
-            opened.callback(self._inline.close)
-            self._tuples = self._inline.cursor()
-            self._tuples.row_factory = None
+            self._inline = await opened.enter_async_context(InlineReader(reader))
             self._opened = opened.pop_all()
 
     async def __aexit__(self, *_: object) -> None:
@@ -93,17 +91,11 @@ class SqliteDatabase:
             self._writer.turns.end()
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
-        try:
-            row = self._inline.execute(sql, params).fetchone()
-        except sqlite3.Error as error:
-            raise storage_error(error) from error
+        row = self._inline.fetch_one(sql, params)
         return to_dicts([row])[0] if row else None
 
     def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
-        try:
-            return self._tuples.execute(sql, params).fetchall()
-        except sqlite3.Error as error:
-            raise storage_error(error) from error
+        return self._inline.fetch_in_turn(sql, params)
 
     async def execute(self, sql: str, **params: Any) -> int:
         return (await self.transact(Statement(sql=sql, params=params)))[0].count

@@ -23,6 +23,9 @@ T = TypeVar("T")
 POLL_SECONDS: Final = "3"
 """`Retry-After` of an unfinished task."""
 
+_ENDED_HEADERS: Final = {"cache-control": "private, no-cache", "vary": "Accept-Language"}
+_UNFINISHED_HEADERS: Final = {**_ENDED_HEADERS, "retry-after": POLL_SECONDS}
+
 SECURITY_HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -149,11 +152,11 @@ def etag_matches(request: HTTPConnection, tag: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedResponse:
-    """A response ready to be sent many times, JSON by default."""
+    """A response ready to be sent many times, JSON by default. fixed: its headers but for the ETag."""
 
     body: bytes
     tag: str
-    headers: Mapping[str, str]
+    fixed: Mapping[str, str]
     media_type: str = "application/json"
 
     @classmethod
@@ -162,9 +165,11 @@ class CachedResponse:
 
     @classmethod
     def from_body(cls, body: bytes, *, ended: bool) -> CachedResponse:
-        tag = make_etag(body)
-        headers = {"etag": tag, "cache-control": "private, no-cache", "vary": "Accept-Language"}
-        return cls(body=body, tag=tag, headers=headers if ended else {**headers, "retry-after": POLL_SECONDS})
+        return cls(body=body, tag=make_etag(body), fixed=_ENDED_HEADERS if ended else _UNFINISHED_HEADERS)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"etag": self.tag, **self.fixed}
 
     def respond(self, request: HTTPConnection) -> Response:
         """Return all of it, or 304 if the caller has it already."""
