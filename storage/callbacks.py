@@ -80,7 +80,8 @@ class Callbacks:
     database: Database
 
     def insert_callback(self, callback: StoredCallback) -> Statement:
-        return insert_row("callbacks", callback)
+        """Store a callback, once: a transaction whose end is unknown is run again with the rows as they are then."""
+        return insert_row("callbacks", callback, "ON CONFLICT (id) DO NOTHING")
 
     def insert_unproven(self, callback: StoredCallback, *, max_bytes: int) -> list[Statement]:
         """Insert a callback of an unknown sender; delete the oldest of these beyond `max_bytes`, over all processes.

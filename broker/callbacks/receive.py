@@ -1,4 +1,4 @@
-"""Receiving callbacks: verify, store, acknowledge. A worker processes them later."""
+"""Receiving callbacks: verify, store, acknowledge. What is not processed with that is processed by a worker later."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class CallbackReceiver:
             if _concerns_deleted_task(verified):
                 stored = replace(stored, **NO_CONTENT)
             if verified.evidence.is_proven:
-                await self._insert(stored, verified.task, self.callbacks.insert_callback(stored))
+                if not await self._store_processed(stored, incoming, verified):
+                    await self._insert(stored, verified.task, self.callbacks.insert_callback(stored))
             else:
                 async with self._unproven_lock:
                     insert = self.callbacks.insert_unproven(stored, max_bytes=MAX_UNPROVEN_BYTES)
@@ -69,6 +70,16 @@ class CallbackReceiver:
                 lag_seconds = max(0.0, stored.received_at - stored.job_ended_at)
                 self.metrics.callback_lag.labels(stored.provider).observe(lag_seconds)
         return decision
+
+    async def _store_processed(
+        self, stored: StoredCallback, incoming: IncomingCallback, verified: VerifiedCallback
+    ) -> bool:
+        """Store a callback and what it changes in one transaction; return False if it must be stored first."""
+        if verified.task is None or verified.decision.verification != Verification.ACCEPT:
+            return False
+        # what redaction took out of the body must not come into the task: then it is read again as stored
+        is_as_stored = stored.body.encode() == incoming.body
+        return await self.queue.store_processed(stored, verified.task, verified.report if is_as_stored else None)
 
     async def _insert(self, stored: StoredCallback, task: Task | None, *statements: Statement) -> None:
         """Write a callback; then this process goes on with it, or all workers are woken."""

@@ -72,14 +72,14 @@ async def live(broker: RunningBroker, folder: Path) -> Task:
     return created.tasks[0]
 
 
-async def test_one_life_takes_six_transactions_and_hardly_a_read(broker: RunningBroker, tmp_path: Path) -> None:
-    """Create, intent, acceptance, callback, result, end: each is durable before what follows it."""
+async def test_one_life_takes_five_transactions_and_hardly_a_read(broker: RunningBroker, tmp_path: Path) -> None:
+    """Create, intent, acceptance, callback with its result, end: each is durable before what follows it."""
     CountingSqlite.counts.clear()
     await live(broker, tmp_path)
     counts = CountingSqlite.counts
-    assert counts["transactions"] == 6, counts
+    assert counts["transactions"] == 5, counts
     assert counts["thread hops of reads"] <= 2, "for the status of the providers, twice a second at most"
-    assert counts["statements"] <= 14, counts
+    assert counts["statements"] <= 13, counts
     assert counts["point reads"] <= 4, counts
     assert counts["looks for due work"] <= 2, counts
     assert counts["wake-ups of workers"] == 1, "for the place that the job has left at its provider"
@@ -95,7 +95,7 @@ async def test_many_lives_share_claims_and_looks_for_due_work(broker: RunningBro
     CountingSqlite.counts.clear()
     await asyncio.gather(*(live(broker, tmp_path) for _ in range(20)))
     counts = CountingSqlite.counts
-    assert counts["transactions"] <= 20 * 6 + 10, counts
+    assert counts["transactions"] <= 20 * 5 + 10, counts
     assert counts["looks for due work"] <= 30, counts
     assert counts["thread hops of reads"] <= 10, counts
 

@@ -16,7 +16,8 @@ from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.running import NextSteps, RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
 from storage.callbacks import StoredCallback
-from storage.sql.database import Stale
+from storage.sql.database import Stale, Statement
+from storage.sql.rows import changed_row
 from storage.states import TaskState
 from storage.tables import Tables
 from storage.tasks import DUE_CHANNEL, Task
@@ -42,25 +43,39 @@ class CallbackStep:
 
     async def process_callback(self, callback: StoredCallback, task: Task | None) -> None:
         """Process one stored callback. task: the one that it concerns; its row may have changed since it was read."""
-        callbacks, database = self.tables.callbacks, self.tables.database
+        callbacks = self.tables.callbacks
         is_deleted = task is None or task.state == TaskState.EXPIRED
         mark = callbacks.mark_without_content if is_deleted else callbacks.mark_processed
         mark_processed = mark(callback, self.transitions.clock.now())
         if task is None:
             with contextlib.suppress(Stale):
-                await database.transact(mark_processed)
+                await self.tables.database.transact(mark_processed)
             return
-        report = await self.report_of(task, callback)
+        await self._apply_report(callback, task, await self.report_of(task, callback), mark_processed)
+
+    async def store_processed(self, callback: StoredCallback, task: Task, report: Report | None) -> bool:
+        """Store a proven callback and what it changes in one transaction; return whether that was done.
+
+        task: as when it was read, and not deleted then. report: None to read it from the callback.
+        """
+        found = await self.report_of(task, callback) if report is None else _usable_report(task, report)
+        processed = changed_row(callback, {"processed_at": self.transitions.clock.now()})
+        insert = self.tables.callbacks.insert_callback(processed)
+        return await self._apply_report(callback, task, found, insert)
+
+    async def _apply_report(self, callback: StoredCallback, task: Task, report: Report, also: Statement) -> bool:
+        """Apply the report of a callback and run one more statement; return whether both are durable."""
         row = await self.transitions.apply_report(
             task,
             report,
             callback.attempt or await self.attempt_number(task, report),
-            also=(mark_processed,),
+            also=(also,),
             is_leased=False,
             learned_by=LEARNED_BY_CALLBACK,
         )
-        if row is not None and row.state == TaskState.EXPIRED and not is_deleted:
-            await database.transact(callbacks.delete_of_expired(task.id))
+        if row is not None and row.state == TaskState.EXPIRED != task.state:
+            await self.tables.database.transact(self.tables.callbacks.delete_of_expired(task.id))
+        return row is not None
 
     async def attempt_number(self, task: Task, report: Report) -> int | None:
         """Return the attempt with the job of a callback whose URL names none; None if there is none."""
@@ -68,10 +83,7 @@ class CallbackStep:
         return next((attempt.number for attempt in attempts if attempt.job_id == report.job_id), None)
 
     async def report_of(self, task: Task, callback: StoredCallback) -> Report:
-        """Return the report in a callback; of an unverified one only that the provider is to be checked now.
-
-        The same for one that the redaction of secrets made useless: a masked URL leads to no image.
-        """
+        """Return the report in a callback; of an unverified one only that the provider is to be checked now."""
         provider = self.providers.get(callback.provider)
         if callback.verification != Verification.ACCEPT or provider is None:
             return Pending(check_in=0)
@@ -79,9 +91,17 @@ class CallbackStep:
             report = await parse_off_loop(len(callback.body), partial(_parse_report, provider, callback))
         except MalformedBody:
             return Pending(check_in=0)
-        if isinstance(report, Finished) and any(MASK in url for url in report.outputs):
-            return Pending(check_in=0)
-        return replace(report, job_id=None) if report.job_id == task.id else report
+        return _usable_report(task, report)
+
+
+def _usable_report(task: Task, report: Report) -> Report:
+    """Return the report of a proven callback; only that the provider is to be checked now if its content is useless.
+
+    That is so if redaction took secrets out of it: a masked URL leads to no image.
+    """
+    if isinstance(report, Finished) and any(MASK in url for url in report.outputs):
+        return Pending(check_in=0)
+    return replace(report, job_id=None) if report.job_id == task.id else report
 
 
 def _parse_report(provider: Provider, callback: StoredCallback) -> Report:
@@ -110,6 +130,22 @@ class CallbackQueue:
     def is_open(self) -> bool:
         """Return whether a worker runs in this process, so that `take` is of use."""
         return self.next_steps.is_open
+
+    async def store_processed(self, callback: StoredCallback, task: Task, report: Report | None) -> bool:
+        """Store a proven callback together with what it changes; return False if it is to be stored by itself.
+
+        That is so while no worker runs here, after the task or the callbacks of it that came before, and after an
+        error, which must not lose the callback.
+        """
+        if not self.is_open or task.id in self._task_ids or task.state == TaskState.EXPIRED:
+            return False
+        stored: list[bool] = []
+
+        async def store() -> None:
+            stored.append(await self.step.store_processed(callback, task, report))
+
+        await self.running.contain_errors(store(), task.id, "callbacks")
+        return any(stored)
 
     def take(self, callback: StoredCallback, task: Task) -> None:
         """Process a callback that was just stored, or leave it to the next look into the inbox."""
