@@ -16,3 +16,18 @@ def test_a_full_collection_leaves_out_what_was_imported() -> None:
         return gc.get_freeze_count()
 
     assert run_lasting(serve) - before >= len(imported)
+
+
+def test_requests_in_progress_are_collected_rarely() -> None:
+    """The objects of a request are needed until its response: to look at them before that finds nothing."""
+    thresholds = gc.get_threshold()
+
+    async def serve() -> int:
+        before = gc.get_stats()[0]["collections"]
+        objects = [[number] for number in range(8000)]
+        return gc.get_stats()[0]["collections"] - before if objects else 0
+
+    try:
+        assert run_lasting(serve) <= 1
+    finally:
+        gc.set_threshold(*thresholds)
