@@ -54,6 +54,7 @@ from broker.api.native.tasks import TaskRoutes
 from broker.api.root import RootRoutes
 from broker.api.shared.dialect import shared_dialect
 from broker.i18n import Messages
+from broker.monitoring.cost_sums import CostSums
 from broker.services import Services
 from broker.tasks.provider_admin import ProviderAdmin
 from webhooks.tokens import ChallengeResponse
@@ -211,7 +212,7 @@ def _operator_endpoints(services: Services, visibility: VisibilityReader) -> lis
     inbox = CallbackInboxRoutes(inbox=services.inbox, callbacks=services.tables.callbacks, visibility=visibility)
     costs = CostRoutes(
         clock=services.clock,
-        ledger=services.tables.ledger,
+        sums=CostSums(ledger=services.tables.ledger, clock=services.clock),
         owners=services.tables.owners,
         budget=services.budget,
         unit_of=unit_of,

@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 from storage.deliveries import Delivery
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row, to_columns
+from storage.sql.pages import fetch_page
+from storage.sql.rows import fetch_as, fetch_one_as, insert_row, to_columns
 from storage.states import ENDED_STATUSES
 
 Ending = Literal["succeeded", "failed", "canceled"]
@@ -81,7 +82,7 @@ class Batches:
         return await fetch_page(
             self.database,
             StoredBatch,
-            "batches WHERE TRUE",
+            "batches",
             moment="created_at",
             before=before,
             limit=limit,

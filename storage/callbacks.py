@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from storage.ids import provider_of
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, insert_row, to_columns
+from storage.sql.pages import fetch_page
+from storage.sql.rows import fetch_as, fetch_one_as, insert_row, to_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class Callbacks:
         return await fetch_page(
             self.database,
             CallbackRecord,
-            "callbacks WHERE TRUE",
+            "callbacks",
             moment="received_at",
             before=before,
             limit=limit,

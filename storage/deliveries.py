@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from storage.sql.database import Database, Stale, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, fetch_page, from_row, in_clause, insert_row, set_clause
+from storage.sql.pages import fetch_page
+from storage.sql.rows import fetch_as, fetch_one_as, from_row, in_clause, insert_row, set_clause
 from storage.tasks import DUE_CHANNEL, Lease
 
 
@@ -98,7 +99,7 @@ class Deliveries:
         return await fetch_page(
             self.database,
             Delivery,
-            "deliveries WHERE TRUE",
+            "deliveries",
             moment="created_at",
             before=before,
             limit=limit,

@@ -92,20 +92,32 @@ class Ledger:
             params=params,
         )
 
-    async def sum_costs(self, by: Group, *, since_day: int) -> list[CostSum]:
-        """Return the costs since a day, of live attempts and of purged ones.
+    async def sum_costs(self, by: Group, days: range) -> list[CostSum]:
+        """Return the costs of these days, of live attempts and of purged ones.
 
-        One statement, so that an attempt which a purge moves is counted once. It reads every live attempt since then.
+        One statement, so that an attempt which a purge moves is counted once: it stays on its day. It reads every live
+        attempt of these days.
         """
         sums = ", ".join(f"CAST(sum({name}) AS BIGINT) AS {name}" for name in _COUNTS)
         sums += "".join(f", sum({name}) AS {name}" for name in _AMOUNTS if name not in _COUNTS)
         sql = f"""SELECT {_COLUMN_OF_GROUP[by]} AS name, provider, billed, {sums} FROM (
-                SELECT {_ENTRY} FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.sent_at >= :since_at
-                UNION ALL SELECT {_KEY}, {", ".join(_AMOUNTS)} FROM ledger WHERE day >= :since_day
+                SELECT {_ENTRY} FROM attempts a JOIN tasks t ON t.id = a.task_id
+                WHERE a.sent_at >= :since_at AND a.sent_at < :until_at
+                UNION ALL SELECT {_KEY}, {", ".join(_AMOUNTS)} FROM ledger WHERE day >= :since_day AND day < :until_day
             ) AS entries GROUP BY {_COLUMN_OF_GROUP[by]}, provider, billed ORDER BY 1, 2, 3"""
-        since_at = since_day * float(SECONDS_PER_DAY)
-        rows = await self.database.fetch(sql, since_day=since_day, since_at=since_at)
+        rows = await self.database.fetch_report(
+            sql,
+            since_day=days.start,
+            until_day=days.stop,
+            since_at=days.start * float(SECONDS_PER_DAY),
+            until_at=days.stop * float(SECONDS_PER_DAY),
+        )
         return [_make_sum(row, by) for row in rows]
+
+    async def first_live_day(self) -> int | None:
+        """Return the day of the oldest attempt that is not purged; None without any."""
+        row = await self.database.fetch_one("SELECT sent_at FROM attempts ORDER BY sent_at LIMIT 1")
+        return int(row["sent_at"] // SECONDS_PER_DAY) if row else None
 
     async def sum_of_owner(self, owner: str) -> list[OwnerCost]:
         """Return what an owner's attempts cost, purged ones too, newest day first."""

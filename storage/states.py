@@ -38,15 +38,25 @@ CANCELABLE_STATES: Final = frozenset({TaskState.QUEUED, TaskState.SUBMITTING, Ta
 LATE_RESULT_STATES: Final = frozenset({TaskState.WAITING, TaskState.FETCHING})
 """States of a task that is shown as failed and whose image may still come."""
 
+_RETAINED: Final = "state IN ('succeeded', 'failed', 'canceled')"
+_LATE: Final = "state IN ('waiting', 'fetching') AND ended_at IS NOT NULL"
 STATUS_FILTERS: Final = {
-    "pending": "state = 'queued' AND attempt = 0",
-    "processing": """ended_at IS NULL AND
-        (state IN ('submitting', 'waiting', 'fetching') OR (state = 'queued' AND attempt > 0))""",
-    "completed": "state = 'succeeded'",
-    "failed": "(state = 'failed' OR (state IN ('waiting', 'fetching') AND ended_at IS NOT NULL))",
-    "canceled": "state = 'canceled'",
+    "pending": ("ended_at IS NULL AND state = 'queued' AND attempt = 0",),
+    "processing": (
+        """ended_at IS NULL AND state IN ('queued', 'submitting', 'waiting', 'fetching')
+        AND (state <> 'queued' OR attempt > 0)""",
+    ),
+    "completed": (f"{_RETAINED} AND state = 'succeeded'",),
+    "failed": (
+        f"{_RETAINED} AND state = 'failed'",
+        f"{_LATE} AND state = 'waiting'",
+        f"{_LATE} AND state = 'fetching'",
+    ),
+    "canceled": (f"{_RETAINED} AND state = 'canceled'",),
 }
-"""SQL condition of each public status; the same rule as `public_status`."""
+"""SQL conditions of each public status, of which one holds; the same rule as `public_status`. With the conditions of
+the partial indexes, word for word: SQLite does not see that one state is one of three."""
+ACTIVE_STATUSES: Final = frozenset({"pending", "processing"})
 ENDED_STATUSES: Final = frozenset({"completed", "failed", "canceled", "expired"})
 
 

@@ -25,6 +25,7 @@ from storage.limits.budgets import Budgets
 from storage.limits.owner_usage import OwnerUsage
 from storage.limits.provider_limits import ProviderLimits
 from storage.limits.rate_limits import RateLimits
+from storage.lists.newest_tasks import NewestTasks
 from storage.sql.database import Database
 from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
@@ -37,6 +38,7 @@ class Tables:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.tasks = Tasks(database)
+        self.newest_tasks = NewestTasks(database)
         self.task_queue = TaskQueue(database)
         self.task_retention = TaskRetention(database)
         self.batches = Batches(database)

@@ -17,15 +17,12 @@ from storage.sql.database import Database, Statement
 from storage.sql.rows import (
     fetch_as,
     fetch_one_as,
-    fetch_page,
     from_row,
     insert_row,
-    like_pattern,
     set_clause,
     to_columns,
 )
-from storage.sql.scope import Scope
-from storage.states import ENDED_STATUSES, STATUS_FILTERS, TaskState, public_status
+from storage.states import ENDED_STATUSES, TaskState, public_status
 
 DUE_CHANNEL = "due"
 """Channel that wakes workers."""
@@ -197,36 +194,6 @@ class Tasks:
     async def list_of_batch(self, batch: str) -> list[Task]:
         sql = "SELECT * FROM tasks WHERE batch = :batch ORDER BY created_at, id"
         return await fetch_as(self.database, Task, sql, batch=batch)
-
-    async def list_newest(
-        self,
-        scope: Scope,
-        *,
-        status: str | None,
-        limit: int,
-        before: tuple[float, str] | None,
-        model: str | None = None,
-        words: Sequence[str] = (),
-    ) -> list[Task]:
-        """Return one page, newest first.
-
-        before: (created_at, id) of the last task of the previous page. words: all occur in the prompt, in upper or
-        lower case. A search reads the prompts of the scope, newest first, until the page is full.
-        """
-        shown = STATUS_FILTERS[status] if status else "state <> 'expired'"
-        params = {f"word{number}": like_pattern(word) for number, word in enumerate(words)}
-        shown += "".join(f" AND lower(prompt) LIKE lower(:{name}) ESCAPE '!'" for name in params)
-        return await fetch_page(
-            self.database,
-            Task,
-            f"tasks WHERE {shown}",
-            moment="created_at",
-            before=before,
-            limit=limit,
-            scope=scope,
-            params=params,
-            model=model,
-        )
 
     async def count_by_state(self, states: Iterable[TaskState] = TaskState, *, at_most: int = 2**62) -> dict[str, int]:
         """Count rows by state, up to a number. Reads so many entries of the index, so cache the result."""

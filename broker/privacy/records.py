@@ -98,7 +98,7 @@ class OwnerRecords:
     async def _tasks_with_images(self, owner: str) -> AsyncIterator[tuple[Task, dict[str, list[StoredImage]]]]:
         scope, tables, before = Scope(owner=owner), self.tables, None
         while True:
-            page = await tables.tasks.list_newest(scope, status=None, limit=PAGE, before=before)
+            page = await tables.newest_tasks.list_newest(scope, status=None, limit=PAGE, before=before)
             owners = {task.id for task in page} | {reference_owner(task.batch) for task in page}
             images = await tables.images.list_of_owners(sorted(owners))
             for task in page:

@@ -69,7 +69,8 @@ class Services(AccountServices):
     @cached_property
     def queries(self) -> TaskQueries:
         watcher = TaskWatcher(database=self.database, changes=self.task_changes)
-        return TaskQueries(tasks=self.tables.tasks, images=self.tables.images, watcher=watcher)
+        tables = self.tables
+        return TaskQueries(tasks=tables.tasks, newest=tables.newest_tasks, images=tables.images, watcher=watcher)
 
     @cached_property
     def canceler(self) -> TaskCanceler:

@@ -12,6 +12,7 @@ from broker.errors import ApiError
 from broker.tasks.waiting.watcher import TaskWatch, TaskWatcher
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
+from storage.lists.newest_tasks import NewestTasks
 from storage.sql.scope import Scope
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
@@ -25,6 +26,7 @@ class TaskQueries:
     """Reads tasks for callers. A task outside the scope is not found."""
 
     tasks: Tasks
+    newest: NewestTasks
     images: Images
     watcher: TaskWatcher
     _closing: bool = False
@@ -73,17 +75,28 @@ class TaskQueries:
         return [task for task in await self.tasks.list_of_owner(image.owner) if scope.includes(task.caller)]
 
     async def list_newest(
+        self, scope: Scope, *, status: str | None, limit: int, before: tuple[float, str] | None
+    ) -> list[Task]:
+        """Return one page, newest first."""
+        return await self.newest.list_newest(scope, status=status, limit=limit, before=before)
+
+    async def search_newest(
         self,
         scope: Scope,
         *,
         status: str | None,
         limit: int,
         before: tuple[float, str] | None,
-        model: str | None = None,
-        words: Sequence[str] = (),
-    ) -> list[Task]:
-        """Return one page, newest first. words: all occur in the prompt; only for a scope whose prompts may be read."""
-        return await self.tasks.list_newest(scope, status=status, limit=limit, before=before, model=model, words=words)
+        model: str | None,
+        words: Sequence[str],
+    ) -> tuple[list[Task], Task | None]:
+        """Return what of one window of tasks fits, newest first, and the last task of that window.
+
+        words: all occur in the prompt; only for a scope whose prompts may be read.
+        """
+        return await self.newest.search_newest(
+            scope, status=status, limit=limit, before=before, model=model, words=words
+        )
 
     async def wait(self, task_id: str, scope: Scope) -> None:
         """Return when the task has ended, or when the server stops."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_one_as, fetch_page, insert_row, set_clause, to_columns
+from storage.sql.pages import fetch_page
+from storage.sql.rows import fetch_one_as, insert_row, set_clause, to_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,7 @@ class Users:
 
     async def list_page(self, *, before: tuple[float, str] | None, limit: int) -> list[User]:
         """Return one page, the newest first."""
-        return await fetch_page(
-            self.database, User, "users WHERE 1 = 1", moment="created_at", before=before, limit=limit
-        )
+        return await fetch_page(self.database, User, "users", moment="created_at", before=before, limit=limit)
 
     async def has_any(self) -> bool:
         return await self.database.fetch_one("SELECT 1 AS found FROM users LIMIT 1") is not None

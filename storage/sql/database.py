@@ -77,6 +77,9 @@ class Database(Protocol):
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         """Return all rows of a query, without blocking the event loop."""
 
+    async def fetch_report(self, sql: str, **params: Any) -> list[Row]:
+        """Return all rows of a query that may take seconds, without holding up other queries."""
+
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         """Return the first row of a look-up by index, or None; fast enough to run in the event loop."""
 

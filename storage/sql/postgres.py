@@ -164,6 +164,9 @@ class PostgresDatabase:
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
         return await self._run_with_retries(partial(self._read, to_postgres(sql), params))
 
+    async def fetch_report(self, sql: str, **params: Any) -> list[Row]:
+        return await self.fetch(sql, **params)
+
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         rows = await self.fetch(sql, **params)
         return rows[0] if rows else None

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar, cast, get_origin, get_type_hints
 
 from storage.sql.database import Database, Row, Statement
-from storage.sql.scope import EVERYTHING, Scope
 
 T = TypeVar("T")
 
@@ -129,40 +128,3 @@ async def fetch_one_as(database: Database, kind: type[T], sql: str, /, **params:
     """Return the first row of a look-up by index as a dataclass, or None."""
     row = await database.fetch_one(sql, **params)
     return from_row(kind, row) if row else None
-
-
-async def fetch_page(
-    database: Database,
-    kind: type[T],
-    source: str,
-    /,
-    *,
-    moment: str,
-    before: tuple[float, str] | None,
-    limit: int,
-    scope: Scope = EVERYTHING,
-    params: Mapping[str, Any] = {},
-    **only: Any,
-) -> list[T]:
-    """Return one page, newest first.
-
-    source: table and conditions, `callbacks WHERE …`; params: of its conditions. scope: on the column `caller`.
-    moment: column of the order. before: moment and id of the last row of the previous page. only: values that columns
-    must have; None for any.
-    """
-    at, last = before or (9e18, "")
-    wanted = {name: value for name, value in only.items() if value is not None}
-    return await fetch_as(
-        database,
-        kind,
-        f"""SELECT {", ".join(f'"{field.name}"' for field in fields(cast("Any", kind)))} FROM {source}
-            {"".join(f"AND {name} = :{name} " for name in wanted)}AND ({moment}, id) < (:at, :last)
-            AND {scope.condition("caller")}
-            ORDER BY {moment} DESC, id DESC LIMIT :limit""",
-        at=at,
-        last=last,
-        limit=limit,
-        **params,
-        **wanted,
-        **scope.params,
-    )

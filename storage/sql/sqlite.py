@@ -11,7 +11,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ WRITER_PRAGMAS: Final = f"""PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
     PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}; PRAGMA journal_size_limit={WAL_LIMIT_BYTES}; PRAGMA temp_store=MEMORY;
     SELECT 1 FROM sqlite_schema;"""  # reading creates the log
 READER_PRAGMAS: Final = "PRAGMA query_only=ON; PRAGMA cache_size=-65536;"
+REPORT_PRAGMAS: Final = "PRAGMA query_only=ON; PRAGMA cache_size=-32768;"
 
 
 class SqliteDatabase:
@@ -89,6 +90,18 @@ class SqliteDatabase:
             raise storage_error(error) from error
         finally:
             self._writer.turns.end()
+
+    async def fetch_report(self, sql: str, **params: Any) -> list[Row]:
+        """Read with a connection for this query alone: few ask for reports, and an open one costs a thread."""
+
+        def read() -> list[Row]:
+            with closing(open_connection(self.path, REPORT_PRAGMAS)) as connection:
+                return to_dicts(connection.execute(sql, params).fetchall())
+
+        try:
+            return await asyncio.to_thread(read)
+        except sqlite3.Error as error:
+            raise storage_error(error) from error
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         row = self._inline.fetch_one(sql, params)

@@ -254,7 +254,7 @@ async def test_odd_parts_beside_the_image_do_not_hide_it(broker: RunningBroker) 
     path, body = f"/v1beta/models/{PRO}:generateContent", {"contents": [user(text("an odd fox"))]}
     first = await broker.client.post(path, json=body, headers=headers)
     assert first.status_code == 200, first.text
-    (task,) = await broker.services.tables.tasks.list_newest(EVERYTHING, status=None, limit=1, before=None)
+    (task,) = await broker.services.tables.newest_tasks.list_newest(EVERYTHING, status=None, limit=1, before=None)
     turn = json.loads(task.turn or "")
     (made,) = [part for part in turn["parts"] if "inlineData" in part]
     odd = [{"inlineData": "x"}, {"inlineData": {"data": ["x"]}}, {"text": 5}, {"text": "fine", "thoughtSignature": 5}]

@@ -96,7 +96,7 @@ async def test_own_address_is_the_image_itself(broker: RunningBroker, dialect: s
         prompt = f"order {number} of {dialect}"
         answer = await send(broker, dialect, prompt, address)
         assert answer.status_code in {200, 201, 202}, (address, answer.text)
-        rows = await broker.services.tables.tasks.list_newest(EVERYTHING, status=None, limit=100, before=None)
+        rows = await broker.services.tables.newest_tasks.list_newest(EVERYTHING, status=None, limit=100, before=None)
         (task,) = [row for row in rows if row.prompt == prompt]
         assert [reference["sha256"] for reference in task.references] == [expected[number]], address
 
@@ -108,5 +108,5 @@ async def test_own_address_without_an_image_is_refused(broker: RunningBroker, di
     assert "may have expired" in answer.text
     if dialect != "kie":  # its errors are in the body of a success
         assert 400 <= answer.status_code < 500
-    rows = await broker.services.tables.tasks.list_newest(EVERYTHING, status=None, limit=100, before=None)
+    rows = await broker.services.tables.newest_tasks.list_newest(EVERYTHING, status=None, limit=100, before=None)
     assert not [row for row in rows if row.prompt.startswith("gone")]

@@ -19,12 +19,13 @@ from broker.api.http.endpoint import TEXT, Endpoint, SuccessResponse
 from broker.api.http.query import EMPTY, ParsedText, QueryModel, one_of_text
 from broker.api.http.responses import DataResponse, data_response
 from broker.clock import Clock, day, iso
+from broker.monitoring.cost_sums import CostSums
 from broker.ordering.budgets import BudgetState, DailyBudget
 from broker.orders import USD_DIGITS
 from broker.presenter import Absent, Moment, OneOf, ResponseModel
 from storage.accounts.owners import Owners
 from storage.ids import DELETED_OWNER
-from storage.ledger import CostSum, Group, Ledger
+from storage.ledger import CostSum, Group
 from storage.limits.budgets import MICROS_PER_USD
 
 GROUPS: Final[tuple[Group, ...]] = get_args(Group)
@@ -110,7 +111,7 @@ class CostRoutes:
     """For operators only: costs of all callers."""
 
     clock: Clock
-    ledger: Ledger
+    sums: CostSums
     owners: Owners
     budget: DailyBudget
     unit_of: Callable[[str], str | None]
@@ -138,7 +139,7 @@ class CostRoutes:
         """
         query = CostQuery.read(request)
         since = query.since or day(self.clock.now()) - timedelta(days=DEFAULT_DAYS)
-        sums = await self.ledger.sum_costs(query.by, since_day=(since - EPOCH).days)
+        sums = await self.sums.read(query.by, since_day=(since - EPOCH).days)
         house, own = ([one for one in sums if one.is_own == is_own] for is_own in (False, True))
         names = await self.owners.read_names({str(one.name) for one in sums}) if query.by == "user" else {}
         rows, own_rows = self._make_rows(house, query.by, names), self._make_rows(own, query.by, names)

@@ -68,5 +68,9 @@ def split_page(
     """Return a page out of `limit` + 1 rows, and the cursor of the next one. position: (moment, id) of a row."""
     if len(rows) <= limit:
         return rows, None
-    moment, row_id = position(rows[limit - 1])
-    return rows[:limit], f"{moment!r}-{row_id}"
+    return rows[:limit], cursor_of(*position(rows[limit - 1]))
+
+
+def cursor_of(moment: float, row_id: str) -> str:
+    """Return the cursor of the page that begins after this row."""
+    return f"{moment!r}-{row_id}"

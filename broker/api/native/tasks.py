@@ -18,7 +18,7 @@ from broker.api.http.addresses import reached_host
 from broker.api.http.answers import TrackedAnswer, track_answer
 from broker.api.http.endpoint import principal_of
 from broker.api.http.identity import idempotency_key, retry_count
-from broker.api.http.pagination import split_page
+from broker.api.http.pagination import cursor_of, split_page
 from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_object
 from broker.api.http.responses import (
     POLL_SECONDS,
@@ -187,22 +187,30 @@ class TaskRoutes:
         """List tasks, newest first.
 
         Your own; admins get those of all accounts, the others' without content and with `withheld`. `q` searches the
-        prompts of tasks that you may read.
+        prompts of tasks that you may read. With `q` or `model`, a page looks at the next ten thousand tasks: it may be
+        short or empty although `nextCursor` leads on.
         """
         query, principal = TaskListQuery.read(request), principal_of(request)
-        tasks = await self.queries.list_newest(
-            principal.scope if query.q else principal.oversight,
-            status=query.status,
-            limit=query.limit + 1,
-            before=await self._page_start(query.cursor, principal),
-            model=self.catalog.resolve(query.model).name if query.model else None,
-            words=query.q,
-        )
-        visibility = await self.visibility.of_owners(principal, {task.caller for task in tasks})
+        tasks, searched_to = await self._find_tasks(query, principal)
+        shown = [*tasks, searched_to] if searched_to else tasks
+        visibility = await self.visibility.of_owners(principal, {task.caller for task in shown})
         page, next_cursor = split_page(tasks, query.limit, lambda task: _position(task, visibility))
+        if next_cursor is None and searched_to is not None:
+            next_cursor = cursor_of(*_position(searched_to, visibility))
         language = requested_language(request)
         data = [await self._listed_task(task, visibility, language) for task in page]
         return json_response(TaskPage(success=True, data=data, next_cursor=next_cursor).to_document())
+
+    async def _find_tasks(self, query: TaskListQuery, principal: Principal) -> tuple[Sequence[Task], Task | None]:
+        """Return a page and the first task of the next one; or what a search found, and the last task that it saw."""
+        before, limit = await self._page_start(query.cursor, principal), query.limit + 1
+        scope = principal.scope if query.q else principal.oversight
+        if not query.q and not query.model:
+            return await self.queries.list_newest(scope, status=query.status, limit=limit, before=before), None
+        model = self.catalog.resolve(query.model).name if query.model else None
+        return await self.queries.search_newest(
+            scope, status=query.status, limit=limit, before=before, model=model, words=query.q
+        )
 
     async def _page_start(self, cursor: tuple[float, str] | None, principal: Principal) -> tuple[float, str] | None:
         """Return the position of a cursor, which the caller may have made up.

@@ -71,6 +71,11 @@ CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitti
 CREATE INDEX tasks_newest ON tasks (created_at, id);
 CREATE INDEX tasks_newest_of_caller ON tasks (caller, created_at, id);
 CREATE INDEX tasks_batch ON tasks (batch);
+-- ended tasks by status; the last one has those that are shown as failed and whose image may still come
+CREATE INDEX tasks_ended ON tasks (state, created_at, id) WHERE state IN ('succeeded', 'failed', 'canceled');
+CREATE INDEX tasks_ended_of_caller ON tasks (caller, state, created_at, id)
+    WHERE state IN ('succeeded', 'failed', 'canceled');
+CREATE INDEX tasks_late ON tasks (state, created_at, id) WHERE state IN ('waiting', 'fetching') AND ended_at IS NOT NULL;
 -- tasks in flight of a caller
 CREATE INDEX tasks_in_flight ON tasks (caller) WHERE ended_at IS NULL;
 -- what callers keep beyond retention
@@ -101,6 +106,8 @@ CREATE TABLE attempts (
 );
 CREATE INDEX attempts_job ON attempts (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX attempts_window ON attempts (provider, key_id, sent_at);
+-- attempts of a day, for the sums of their costs
+CREATE INDEX attempts_sent ON attempts (sent_at);
 CREATE INDEX attempts_ended_by_check ON attempts (ended_at) WHERE learned_by = 'check';
 
 -- attempts of purged tasks, summed up: day is in days since the epoch (UTC), cost in the unit of the provider;

@@ -31,6 +31,7 @@ from storage.limits.owner_usage import OwnerLimits, OwnerUsage, OwnerUse
 from storage.limits.provider_limits import AccountLimits, AccountLoad, ProviderLimits
 from storage.limits.rate_limits import RateLimits
 from storage.limits.settlement import settle_task
+from storage.lists.newest_tasks import NewestTasks
 from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
@@ -316,7 +317,7 @@ async def test_pages_contain_every_task_once(database: Any, status: str | None) 
     rows = await add(database, *tasks)
     seen: list[Task] = []
     before: tuple[float, str] | None = None
-    while page := await rows.list_newest(EVERYTHING, status=status, limit=7, before=before):
+    while page := await NewestTasks(rows.database).list_newest(EVERYTHING, status=status, limit=7, before=before):
         seen += page
         before = (page[-1].created_at, page[-1].id)
     expected = [task for task in tasks if status is None or task.status == status]
@@ -332,7 +333,9 @@ async def test_list_can_be_searched_for_words_of_the_prompt(database: Any) -> No
     rows = await add(database, *tasks, a_task(9, caller="other", prompt="a red fox", model="nano-banana-pro"))
 
     async def found(scope: Scope, *words: str, model: str | None = None, limit: int = 9) -> list[str]:
-        page = await rows.list_newest(scope, status=None, limit=limit, before=None, model=model, words=words)
+        page, _ = await NewestTasks(rows.database).search_newest(
+            scope, status=None, limit=limit, before=None, model=model, words=words
+        )
         return [task.prompt for task in page]
 
     assert await found(mine, "FOX") == [prompts[4], prompts[3], prompts[0]]
@@ -569,7 +572,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await rows.get_by_job("job")
     await rows.list_of_batch(task.batch)
     for status in (None, *STATUS_FILTERS):
-        await rows.list_newest(EVERYTHING, status=status, limit=5, before=(NOW, "task"))
+        await NewestTasks(rows.database).list_newest(EVERYTHING, status=status, limit=5, before=(NOW, "task"))
     await Attempts(database).list_of_task(task.id)
     await Attempts(database).get(task.id, 1)
     assert await Attempts(database).count_ended("kie", "default", NOW) == {}

@@ -1,0 +1,1 @@
+"""Lists for callers and operators, in pages."""
