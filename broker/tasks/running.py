@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -75,6 +76,8 @@ class RunningSteps:
     """Number of steps by the slots that they take."""
     _stepping: Counter[tuple[TaskState, str]] = field(default_factory=Counter)
     """Number of steps of each task, by the state that names them."""
+    _ends: dict[tuple[TaskState, str], asyncio.Event] = field(default_factory=dict)
+    """Set at the end of the steps of a task, by the state that names them."""
 
     @property
     def count(self) -> int:
@@ -91,6 +94,16 @@ class RunningSteps:
     def has_step_of(self, task_id: str, state: TaskState) -> bool:
         """Return whether a step of this task and state is in progress here."""
         return (_step_state(state), task_id) in self._stepping
+
+    async def wait_for_submission(self, task_id: str, timeout_seconds: float) -> bool:
+        """Wait until the submission of a task has ended that is in progress here; return whether there was one."""
+        key = (TaskState.SUBMITTING, task_id)
+        if key not in self._stepping:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._ends.setdefault(key, asyncio.Event()).wait()
+        return True
 
     def start(self, work: Awaitable[object], name: str, step: RunningStep = RunningStep()) -> None:
         """Begin a step, with its errors contained; a worker is woken when it ends, if anything may wait for that."""
@@ -116,6 +129,8 @@ class RunningSteps:
             counter[key] += difference
             if not counter[key]:
                 del counter[key]
+                if ended := self._ends.pop(key, None):
+                    ended.set()
 
     async def contain_errors(self, work: Awaitable[object], task_id: str, name: str) -> bool:
         """Await work; return whether it succeeded. An error of one task must not stop the others."""

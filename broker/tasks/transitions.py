@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -34,6 +34,8 @@ from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks, task_channel
 MAX_GUARDED: Final = 10
 """Tries to write the end of a task while others of its request end, which each of them does once."""
 
+MAX_RECENT_ATTEMPTS: Final = 256
+
 ENDED_CHANNEL: Final = "ended"
 """Channel that wakes what waits for the end of tasks, whichever these are."""
 JOB_STATES: Final = frozenset({TaskState.SUBMITTING, TaskState.WAITING})
@@ -53,6 +55,29 @@ class AttemptSubject:
     """Its row, as it was with the version of the task on which the decision is made first."""
 
 
+@dataclass(frozen=True)
+class RecentAttempts:
+    """The attempts of tasks that this process lets wait for a callback, the newest ones, each with its task's version.
+
+    Each change of an attempt changes that, so what is found here needs not be read.
+    """
+
+    _found: dict[str, tuple[int, Attempt]] = field(default_factory=dict)
+
+    def get(self, task: Task, number: int) -> Attempt | None:
+        """Return an attempt as it is with this version of the task; None if it is to be read."""
+        version, attempt = self._found.get(task.id, (0, None))
+        return attempt if attempt and (version, attempt.number) == (task.version, number) else None
+
+    def record(self, after: Task, attempt: Attempt | None, changes: Mapping[str, Any]) -> None:
+        """Keep the attempt of a task that was changed and waits now; drop that of any other."""
+        self._found.pop(after.id, None)
+        if attempt and after.state == TaskState.WAITING and after.expects_callback:
+            self._found[after.id] = (after.version, changed_row(attempt, changes))
+            if len(self._found) > MAX_RECENT_ATTEMPTS:
+                del self._found[next(iter(self._found))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transitions:
     """Applies decisions to tasks."""
@@ -66,6 +91,7 @@ class Transitions:
     metrics: Metrics
     router: Router
     next_steps: NextSteps
+    recent_attempts: RecentAttempts = field(default_factory=RecentAttempts)
 
     async def apply(
         self,
@@ -133,6 +159,7 @@ class Transitions:
                     self.next_steps.forgo(TaskState.FETCHING)
                 self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
             self.record_change(task, changes, report)
+            self.recent_attempts.record(after, attempt, changes.attempt)
             if lease and row is not None:
                 self.next_steps.begin(row)
             return task
@@ -270,7 +297,9 @@ class Transitions:
         if about.known is not None and task is seen:
             return about.known
         number = about.number or task.attempt
-        return await self.attempts.get(task.id, number) if number else None
+        if not number:
+            return None
+        return self.recent_attempts.get(task, number) or await self.attempts.get(task.id, number)
 
     async def _was_committed(self, fresh: Task, task: Task, changes: Changes) -> bool:
         """Return whether the change is in the database: the connection broke between its commit and the response."""

@@ -10,6 +10,8 @@ from typing import Any, cast
 import pytest
 
 from broker.reports import Finished, Report
+from broker.tasks.running import RunningStep
+from broker.tasks.steps.callbacks import SUBMISSION_PATIENCE_SECONDS
 from storage.callbacks import StoredCallback
 from storage.ids import new_callback_id
 from storage.states import TaskState
@@ -104,6 +106,42 @@ async def test_nothing_is_stored_where_the_effect_cannot_be(tmp_path: Path, trou
         callback = a_callback(task)
         assert not await queue.store_processed(callback, task, report)
         assert await stored(broker, callback) is None
+
+
+async def test_callback_waits_for_the_submission_that_is_being_answered(tmp_path: Path) -> None:
+    """Both change the row: the second one would be decided, written and read again."""
+    async with open_broker(tmp_path) as broker:
+        task, services = await a_waiting_task(broker), broker.services
+        await until(lambda: _is_open(broker))
+        answered, queue = asyncio.Event(), services.worker.callbacks
+
+        async def submit() -> None:
+            await answered.wait()
+            await services.database.transact(services.tables.tasks.update_task(task, provider_state="queued"))
+
+        submission = RunningStep(task_ids=(task.id,), state=TaskState.SUBMITTING)
+        queue.running.start(submit(), "submitting", submission)
+        callback = a_callback(task)
+        storing = asyncio.create_task(queue.store_processed(callback, task, DONE))
+        await asyncio.sleep(0.02)
+        assert await stored(broker, callback) is None
+        answered.set()
+        assert await storing
+        row = await services.tables.tasks.get(task.id)
+        assert row is not None and (row.provider_state, row.outputs) == ("queued", DONE.outputs)
+
+
+async def test_callback_does_not_wait_long_for_a_submission(tmp_path: Path) -> None:
+    async with open_broker(tmp_path) as broker:
+        task, queue = await a_waiting_task(broker), broker.services.worker.callbacks
+        await until(lambda: _is_open(broker))
+        answered = asyncio.Event()
+        submission = RunningStep(task_ids=(task.id,), state=TaskState.SUBMITTING)
+        queue.running.start(answered.wait(), "submitting", submission)
+        async with asyncio.timeout(SUBMISSION_PATIENCE_SECONDS + 5):
+            assert await queue.store_processed(a_callback(task), task, DONE)
+        assert queue.running.has_step_of(task.id, TaskState.SUBMITTING)
+        answered.set()
 
 
 async def _is_open(broker: RunningBroker) -> bool:

@@ -109,6 +109,14 @@ async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None
     assert len(traced.hops) == 1
 
 
+async def test_write_that_fails_with_its_first_statement_costs_its_group_nothing(traced: Traced) -> None:
+    """It is how a decision on a row ends that another one has changed: two of a life that come at the same time."""
+    writes = [[insert(number)] for number in range(WRITERS)]
+    results = await traced.write(*writes, [change(-2, must_change=True), insert(-1)])
+    assert [type(result) for result in results] == [list] * WRITERS + [Stale]
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "UPDATE": 1, "COMMIT": 1}
+
+
 async def test_texts_are_built_once_per_shape() -> None:
     """The same object, so that the drivers' caches of statements find it at once."""
     tasks = Tasks(SqliteDatabase(Path("unused.db")))

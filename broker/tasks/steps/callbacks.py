@@ -26,6 +26,8 @@ from webhooks.verification import MalformedBody, Verification, parse_body
 
 CONCURRENCY: Final = 32
 RETRY_SECONDS: Final = 1.0
+SUBMISSION_PATIENCE_SECONDS: Final = 0.25
+"""A callback waits so long for the answer to the submission, which is usually on its way: both would change the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +139,14 @@ class CallbackQueue:
         That is so while no worker runs here, after the task or the callbacks of it that came before, and after an
         error, which must not lose the callback.
         """
-        if not self.is_open or task.id in self._task_ids or task.state == TaskState.EXPIRED:
-            return False
         stored: list[bool] = []
 
         async def store() -> None:
-            stored.append(await self.step.store_processed(callback, task, report))
+            row = task
+            if await self.running.wait_for_submission(task.id, SUBMISSION_PATIENCE_SECONDS):
+                row = await self.step.tables.tasks.get(task.id) or task
+            if self.is_open and task.id not in self._task_ids and row.state != TaskState.EXPIRED:
+                stored.append(await self.step.store_processed(callback, row, report))
 
         await self.running.contain_errors(store(), task.id, "callbacks")
         return any(stored)

@@ -258,14 +258,20 @@ def _run_write_in_savepoint(connection: sqlite3.Connection, write: Write) -> Res
     return result
 
 
-def _run_write(connection: sqlite3.Connection, write: Write) -> list[Outcome]:
-    return [_run_statement(connection, statement) for statement in write.statements]
+def _run_write(connection: sqlite3.Connection, write: Write) -> Result:
+    """Run one write; return the `Stale` of its first statement, which has changed nothing that is to be undone."""
+    outcomes: list[Outcome] = []
+    for statement in write.statements:
+        outcome = _run_statement(connection, statement)
+        if statement.must_change and outcome.count == 0:
+            if outcomes:
+                raise Stale
+            return Stale()
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outcome:
     cursor = connection.execute(statement.sql, statement.params)
     rows = to_dicts(cursor.fetchall()) if cursor.description else ()
-    count = len(rows) if cursor.description else cursor.rowcount
-    if statement.must_change and count == 0:
-        raise Stale
-    return Outcome(count=count, rows=rows)
+    return Outcome(count=len(rows) if cursor.description else cursor.rowcount, rows=rows)
