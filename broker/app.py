@@ -47,7 +47,7 @@ from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
 from broker.api.models import ModelRoutes
 from broker.api.native.completed_tasks import CompletedTasks
-from broker.api.native.ready_polls import Headers, ReadyPolls
+from broker.api.native.ready_polls import Headers, ReadyPollMiddleware, ReadyPolls
 from broker.api.native.routes import batch_endpoints, task_endpoints
 from broker.api.native.task_cache import TaskCache
 from broker.api.native.tasks import TaskRoutes
@@ -109,10 +109,11 @@ def build_app(services: Services) -> Starlette:
     dialects = [native, *(make(services) for make in (*DIALECTS, *services.extra_dialects))]
     dialects.append(shared_dialect(services, dialects))
     docs.dialects = dialects
-    errors = ErrorRenderer(dialects, services.metrics)
+    errors, polls = ErrorRenderer(dialects, services.metrics), ready_polls(services, cache)
     app = Starlette(
         routes=build_routes(dialects),
         middleware=[
+            Middleware(ReadyPollMiddleware, polls=polls),
             Middleware(RequestMiddleware, metrics=services.metrics),
             *_cors_middleware(services.settings.cors_origins),
             Middleware(UnhandledErrorMiddleware, errors=errors),
@@ -121,7 +122,7 @@ def build_app(services: Services) -> Starlette:
         debug=False,
     )
     app.state.dialects = dialects
-    app.state.ready_polls = ready_polls(services, cache)
+    app.state.ready_polls = polls
     app.router.redirect_slashes = False  # a redirect would be built from the Host of the request
     return app
 

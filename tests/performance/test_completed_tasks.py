@@ -115,6 +115,18 @@ async def test_poll_of_a_completed_task_reads_once_and_the_third_one_nothing(tmp
             assert broker.listeners.reads_of(task.id) == reads
 
 
+async def test_task_that_has_not_completed_is_read_once_for_its_json(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as broker:
+        cache = task_cache(broker.services)
+        task = await broker.add_task()
+        broker.listeners.reads_of(task.id)
+        for reads in (1, 0, 0):
+            assert cache.find_or_load(task.id, "en") is None
+            assert broker.listeners.reads_of(task.id) == reads
+        await broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
+        assert cache.find_or_load(task.id, "en") is not None
+
+
 async def test_polls_of_many_completed_tasks_push_out_no_active_one(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         cache = task_cache(broker.services, max_bytes=3_000)

@@ -1,8 +1,11 @@
-"""Polls that are answered before the application is called: from prepared bytes, without a database or a task.
+"""Polls that are answered before the routes: from prepared bytes, or those of one point read.
 
 Every front end polls every few seconds, so most requests are polls of a task whose response this process has ready.
 The routes, middlewares and the server's bookkeeping for a request cost several times more than such a response. It is
 the same, byte for byte, as the one the application would send; a request that is unusual in any way is left to that.
+
+httptools connections ask `ReadyPolls.find` as soon as they have read the request, without a task for it. All other
+polls come to `ReadyPollMiddleware`: on h11, and where the database has to be waited for.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import Counter
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.api.http.identity import RequestIds
 from broker.api.http.responses import CachedResponse
 from broker.api.native.task_cache import TaskCache
 from broker.i18n import Language, language_of
+from storage.errors import StorageError
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -31,6 +36,8 @@ _OWN_HEADERS: Final = {b"content-length", b"etag"}
 """Those that differ between the responses of a status."""
 _STATUS_LINES: Final = {200: b"HTTP/1.1 200 OK", 304: b"HTTP/1.1 304 Not Modified"}
 _OTHER_TAG: Final = re.compile(rb'(W/)?"[^",]*"')
+_METHODS: Final = {"GET", "HEAD"}
+_BODY_HEADERS: Final = {b"content-length", b"transfer-encoding", b"expect"}
 _LOGGER: Final = logging.getLogger("broker")
 
 
@@ -40,6 +47,24 @@ class ReadyResponse:
 
     head: bytes
     body: bytes
+
+    async def send(self, send: Send) -> None:
+        """Send it as an application does."""
+        status_line, *lines = self.head.split(b"\r\n")
+        headers = [tuple(line.split(b": ", 1)) for line in lines]
+        status = int(status_line.split(b" ", 2)[1])
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class _Poll(NamedTuple):
+    """What of a request its response depends on. tag: of If-None-Match."""
+
+    task_id: str
+    language: Language
+    tag: bytes | None
+    origin: bytes | None
+    request_id: bytes | None
 
 
 @dataclass(kw_only=True)
@@ -64,6 +89,20 @@ class ReadyPolls:
 
     def find(self, target: bytes, headers: Headers) -> ReadyResponse | None:
         """Return the response to a GET request without a body; None if the application must answer it."""
+        poll = self._parse(target, headers)
+        return self._answer(poll, self.cache.find_or_load(poll.task_id, poll.language)) if poll is not None else None
+
+    async def find_current(self, target: bytes, headers: Headers) -> ReadyResponse | None:
+        """Do the same where the database must be waited for; one point read at most."""
+        poll = self._parse(target, headers)
+        if poll is None:
+            return None
+        try:
+            return self._answer(poll, await self.cache.find_current(poll.task_id, poll.language))
+        except StorageError:
+            return None  # the application answers, as it does for all such errors
+
+    def _parse(self, target: bytes, headers: Headers) -> _Poll | None:
         if len(target) != _TARGET_BYTES or not target.startswith(_PREFIX) or _LOGGER.isEnabledFor(logging.DEBUG):
             return None
         given = dict(headers)
@@ -71,14 +110,16 @@ class ReadyPolls:
         if len(given) != len(headers) or (origin is not None and origin not in self.origins):
             return None
         language = _language(given.get(b"accept-language", b""))
-        response = self.cache.find_or_load(target[len(_PREFIX) :].decode("latin-1"), language)
-        status = _status(response, given.get(b"if-none-match")) if response is not None else None
+        task_id = target[len(_PREFIX) :].decode("latin-1")
+        return _Poll(task_id, language, given.get(b"if-none-match"), origin, given.get(b"x-request-id"))
+
+    def _answer(self, poll: _Poll, response: CachedResponse | None) -> ReadyResponse | None:
+        status = _status(response, poll.tag) if response is not None else None
         if response is None or status is None:
             return None
         self._counters[status].inc()
-        head = self._head(response, status, origin)
-        request_id = self._ids.choose(given.get(b"x-request-id"))
-        own = b"\r\netag: %b\r\nx-request-id: %b" % (response.tag.encode(), request_id)
+        head = self._head(response, status, poll.origin)
+        own = b"\r\netag: %b\r\nx-request-id: %b" % (response.tag.encode(), self._ids.choose(poll.request_id))
         if status == 304:
             return ReadyResponse(head + own, b"")
         return ReadyResponse(b"%b%b\r\ncontent-length: %d" % (head, own, len(response.body)), response.body)
@@ -91,6 +132,27 @@ class ReadyPolls:
             lines = [b": ".join(line) for line in self.complete(sent, origin) if line[0] not in _OWN_HEADERS]
             head = self._heads[key] = b"\r\n".join([_STATUS_LINES[status], *lines])
         return head
+
+
+class ReadyPollMiddleware:
+    """Answers polls before the other middlewares and the routes.
+
+    These are the polls that a server has not asked for or could not be answered at once: on Postgres, with h11.
+    """
+
+    def __init__(self, app: ASGIApp, polls: ReadyPolls) -> None:
+        self._app = app
+        self._polls = polls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] in _METHODS and not scope["query_string"]:
+            headers = scope["headers"]
+            if not any(name in _BODY_HEADERS for name, _ in headers):
+                ready = await self._polls.find_current(scope.get("raw_path", b""), headers)
+                if ready is not None:
+                    await ready.send(send)
+                    return
+        await self._app(scope, receive, send)
 
 
 def _status(response: CachedResponse, offered: bytes | None) -> int | None:

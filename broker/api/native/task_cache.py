@@ -20,6 +20,7 @@ from broker.presenter import Progress, TaskData, TaskPresenter
 from broker.tasks.eta import EtaEstimator
 from broker.tasks.queries import TaskQueries
 from storage.errors import StorageError
+from storage.ids import TASK_ID
 from storage.sql.row_changes import RowChanges
 from storage.sql.scope import CAPABILITY
 from storage.tasks import Task
@@ -63,6 +64,8 @@ class TaskCache:
     _entries: OrderedDict[str, _Entry] = field(default_factory=OrderedDict)
     _asked: set[str] = field(default_factory=set)
     """Completed tasks that were polled and are not kept: few are polled again, and those would push out active ones."""
+    _not_completed: dict[str, int] = field(default_factory=dict)
+    """Tasks that were read for a poll and had not completed, and the epoch: they need not be read so again."""
     _dropped: int = 0
     """Number of reports of changed rows."""
     size_bytes: int = field(default=0, init=False)
@@ -90,11 +93,16 @@ class TaskCache:
         if (found := self.find(task_id, language)) is not None or self.changes is None:
             return found
         epoch = self.changes.epoch()
+        if self._not_completed.get(task_id) == epoch or not TASK_ID.fullmatch(task_id):
+            return None
         try:
             loaded = self.completed.load(task_id)
         except StorageError:
             return None  # the application answers, as it does for all such errors
         if loaded is None:
+            if len(self._not_completed) >= MAX_ASKED:
+                self._not_completed.clear()
+            self._not_completed[task_id] = epoch
             return None
         if task_id in self._asked:
             self._keep(task_id, loaded.version, epoch, language, (loaded.response, math.inf))
@@ -104,16 +112,26 @@ class TaskCache:
             self._asked.clear()
         return loaded.response
 
-    async def response(self, task_id: str, language: Language) -> CachedResponse:
-        """Return the response of a poll. Raises `ApiError` for ids without a task."""
+    async def find_current(self, task_id: str, language: Language) -> CachedResponse | None:
+        """Return the response if it is known to be current, or one point read can tell it."""
         if (found := self.find_or_load(task_id, language)) is not None:
             return found
+        epoch, entry = self._epoch(), self._entries.get(task_id)
+        kept = self._fresh(entry, language) if entry is not None else None
+        if entry is None or kept is None:
+            return None
+        if await self.queries.get_version(task_id) != entry.version:
+            if self._entries.get(task_id) is entry:
+                self._discard(task_id)
+            return None
+        entry.epoch = epoch
+        return kept
+
+    async def response(self, task_id: str, language: Language) -> CachedResponse:
+        """Return the response of a poll. Raises `ApiError` for ids without a task."""
+        if (found := await self.find_current(task_id, language)) is not None:
+            return found
         epoch = self._epoch()
-        entry = self._entries.get(task_id)
-        if entry is not None and await self.queries.get_version(task_id) == entry.version:
-            entry.epoch = epoch
-            if (known := self._fresh(entry, language)) is not None:
-                return known
         dropped = self._dropped
         task = await self.queries.get(task_id, CAPABILITY)
         progress = await self.eta.estimate(task)
@@ -148,8 +166,8 @@ class TaskCache:
     def _keep(
         self, task_id: str, version: int, epoch: int, language: Language, kept: tuple[CachedResponse, float]
     ) -> None:
-        entry = self._entries.pop(task_id, None)
-        self.size_bytes -= entry.size() if entry else 0
+        entry = self._entries.get(task_id)
+        self._discard(task_id)
         if entry is None or entry.version != version:  # one task is never shown in two versions
             entry = _Entry(version=version, epoch=epoch)
         entry.epoch = epoch
@@ -163,5 +181,9 @@ class TaskCache:
     def _drop(self, task_ids: Collection[str]) -> None:
         self._dropped += 1
         for task_id in task_ids:
-            if entry := self._entries.pop(task_id, None):
-                self.size_bytes -= entry.size()
+            self._discard(task_id)
+            self._not_completed.pop(task_id, None)
+
+    def _discard(self, task_id: str) -> None:
+        if entry := self._entries.pop(task_id, None):
+            self.size_bytes -= entry.size()
