@@ -145,7 +145,11 @@ class LocalBlobs:
             if error.errno in ABSENT_ERRNOS:
                 raise BlobMissing("image not found") from error
             raise
-        return _LocalReader(file, start, stop)
+        try:
+            return _LocalReader(file, start, stop)
+        except BaseException:
+            file.close()
+            raise
 
     def _list_owners(self, older_than: float, since: float) -> list[str]:
         limit = time.time() - older_than  # the time of a folder is that of the last file added or deleted
@@ -158,28 +162,41 @@ class LocalBlobs:
 
 
 class _LocalReader:
-    """Remaining bytes of a blob. A class, because a generator that was never started cannot close its file."""
+    """Remaining bytes of a blob. A class, because a generator that was never started cannot close its file.
+
+    Each hop to a thread costs as much as reading 256 KiB: the first chunk is read with the opening, and the file is
+    closed with the last one.
+    """
 
     def __init__(self, file: io.FileIO, start: int, stop: int | None) -> None:
         self._file = file
         end = file.seek(0, os.SEEK_END)
         self._left = (end if stop is None else min(stop, end)) - start
         file.seek(start)
+        self._first = self._read_chunk()
 
     def __aiter__(self) -> _LocalReader:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await DISK.run(partial(self._file.read, min(self._left, CHUNK_BYTES))) if self._left > 0 else b""
+        chunk, self._first = self._first, b""
+        if not chunk and not self._file.closed:
+            chunk = await DISK.run(self._read_chunk)
         if not chunk:
-            await self.aclose()
             raise StopAsyncIteration
+        return chunk
+
+    def _read_chunk(self) -> bytes:
+        chunk = self._file.read(min(self._left, CHUNK_BYTES)) if self._left > 0 else b""
         self._left -= len(chunk)
+        if not chunk or self._left <= 0:
+            self._file.close()
         return chunk
 
     async def aclose(self) -> None:
-        self._left = 0
-        await DISK.run(self._file.close)
+        self._first = b""
+        if not self._file.closed:
+            await DISK.run(self._file.close)
 
     def __del__(self) -> None:
         self._file.close()
