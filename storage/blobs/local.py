@@ -11,8 +11,8 @@ import errno
 import io
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +81,7 @@ class LocalBlobs:
         self.sync(file.fileno())
         sha256 = file.sha256.hexdigest()
         self.place(file.path, owner, sha256)
+        file.is_draft = False
         return Blob(name=f"{owner}/{sha256}", size=file.size, sha256=sha256)
 
     def place(self, draft: Path, owner: str, sha256: str) -> None:
@@ -90,40 +91,35 @@ class LocalBlobs:
         """
         folder = self._folder(owner)
         for _ in range(MAX_PLACE_ATTEMPTS):
-            with suppress(FileNotFoundError, FileExistsError):
+            with suppress(FileNotFoundError):
                 self._make_folder(folder)
-                with self._open_folder(folder) as descriptor:
-                    os.rename(draft, sha256, dst_dir_fd=descriptor)
-                    self.sync(descriptor)
+                self._sync_folder(folder, lambda descriptor: os.rename(draft, sha256, dst_dir_fd=descriptor))
                 break
         else:
             raise FileNotFoundError(errno.ENOENT, "the draft is gone")
         shard = folder.parent
-        with self._open_folder(shard) as descriptor:
-            self.sync(descriptor)
+        self._sync_folder(shard)
         if shard.name not in self._durable_shards:
-            with self._open_folder(self.root) as descriptor:
-                self.sync(descriptor)
+            self._sync_folder(self.root)
             self._durable_shards.add(shard.name)
 
     def _make_folder(self, folder: Path) -> None:
-        try:
-            folder.mkdir()
-        except FileNotFoundError:
-            self._durable_shards.discard(folder.parent.name)
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
+        with suppress(FileExistsError):  # what is no folder cannot be opened as one
+            try:
+                folder.mkdir()
+            except FileNotFoundError:
+                self._durable_shards.discard(folder.parent.name)
+                folder.mkdir(parents=True)
 
-    @contextmanager
-    def _open_folder(self, folder: Path) -> Iterator[int]:
-        """Open a folder on the way to a blob, and let the group in if it shall read."""
+    def _sync_folder(self, folder: Path, change: Callable[[int], None] | None = None) -> None:
+        """Let the group in if it shall read, change the folder, and sync it: one on the way to a blob, never a link."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if self._group_read:
                 add_bits(descriptor, GROUP_READ_FOLDER)
-            yield descriptor
+            if change is not None:
+                change(descriptor)
+            self.sync(descriptor)
         finally:
             os.close(descriptor)
 

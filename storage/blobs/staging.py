@@ -86,8 +86,11 @@ class StagingArea:
         self._free_floor = free_floor
 
     def new(self) -> HashingFile:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        disk = os.statvfs(self._folder)
+        try:
+            disk = os.statvfs(self._folder)
+        except FileNotFoundError:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            disk = os.statvfs(self._folder)
         if disk.f_bavail * disk.f_frsize < self._free_floor:
             raise StorageFull(
                 f"less than {self._free_floor // MIB} MiB are free on the disk of the images: {self.disk.room}"
@@ -233,6 +236,8 @@ class HashingFile(io.FileIO):
         self.path = path
         self.sha256 = hashlib.sha256()
         self.size = 0
+        self.is_draft = True
+        """Whether the file is at `path`; a store that renames it sets False."""
         with suppress(OSError):  # a file system without locks: then only age protects a draft from the sweep
             fcntl.flock(self.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -248,7 +253,8 @@ class HashingFile(io.FileIO):
 
     def drop(self) -> None:
         """Close, and remove the draft if it was not renamed."""
-        self.path.unlink(missing_ok=True)
+        if self.is_draft:
+            self.path.unlink(missing_ok=True)
         self.close()
 
 
