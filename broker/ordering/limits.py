@@ -34,7 +34,9 @@ class OrderLimits:
 
         needs: without them, the sizes of its references are not known yet. at: when it is created, now if None.
         """
-        await self.limiter.check_allowance(caller, sum(quote.count for quote in quotes))
+        count = sum(quote.count for quote in quotes)
+        self.limiter.check_count(count)
+        await self.limiter.check_allowance(caller, count)
         await self.check_quota(caller, quotes, needs, at)
 
     async def check_quota(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from broker.errors import ApiError
-from broker.orders import ImageParams, OrderRequest
+from broker.orders import DataUriReference, ImageParams, OrderRequest
 from broker.services import Services
+from tests.support.api import png
 from tests.support.brokers import create_tasks, still
 from tests.support.clock import ManualClock
 from tests.support.servers.postgres import Postgres
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.anyio
 
 LIMIT = 5
 FOX = OrderRequest(params=ImageParams(prompt="a fox"))
+PICTURE = DataUriReference(text=f"data:image/png;base64,{base64.b64encode(png()).decode()}")
 
 
 @pytest.fixture
@@ -89,9 +92,16 @@ async def test_repeated_request_is_not_counted(brokers: tuple[Services, Services
     await rejected(brokers[1])
 
 
-async def test_more_images_than_the_limit_are_never_allowed(brokers: tuple[Services, Services]) -> None:
-    error = await rejected(brokers[0], OrderRequest(params=ImageParams(prompt="six foxes"), count=LIMIT + 1))
-    assert (error.retryable, error.retry_after) == (False, None)
+@pytest.mark.parametrize("work", [{}, {"callback_url": "http://127.0.0.1:9/"}, {"sources": (PICTURE,)}])
+async def test_more_images_than_the_limit_are_never_allowed(
+    brokers: tuple[Services, Services], work: dict[str, Any]
+) -> None:
+    """Whether or not an order has work before its transaction, and whether or not its caller has ordered before."""
+    too_many = OrderRequest(params=ImageParams(prompt="six foxes"), count=LIMIT + 1, **work)
+    for _ in range(2):
+        error = await rejected(brokers[0], too_many)
+        assert (error.retryable, error.retry_after) == (False, None)
+        await create_tasks(brokers[0], FOX)
 
 
 async def test_new_window_begins_after_a_minute_and_after_a_clock_was_set_back(
