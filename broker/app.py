@@ -41,7 +41,7 @@ from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
 from broker.api.http.endpoint import Dialect, Endpoint, build_routes
 from broker.api.http.errors import ErrorRenderer
-from broker.api.http.middleware import RequestMiddleware, UnhandledErrorMiddleware, complete_headers
+from broker.api.http.middleware import ErrorMiddleware, RequestMiddleware, complete_headers
 from broker.api.http.request_body import max_form_bytes
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
@@ -92,6 +92,16 @@ DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
 """Factories of the dialects of other APIs, mounted after the native one."""
 
 
+class _Application(Starlette):
+    """Starlette without the layers of its own that handle errors: `ErrorMiddleware` does."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = self.router.app
+        for middleware in reversed(self.user_middleware):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return app
+
+
 def build_app(services: Services) -> Starlette:
     """Return the HTTP side of an opened system."""
     version = metadata.version("nano-banana-broker")
@@ -110,16 +120,14 @@ def build_app(services: Services) -> Starlette:
     dialects.append(shared_dialect(services, dialects))
     docs.dialects = dialects
     errors, polls = ErrorRenderer(dialects, services.metrics), ready_polls(services, cache)
-    app = Starlette(
+    app = _Application(
         routes=build_routes(dialects),
         middleware=[
             Middleware(ReadyPollMiddleware, polls=polls),
             Middleware(RequestMiddleware, metrics=services.metrics),
             *_cors_middleware(services.settings.cors_origins),
-            Middleware(UnhandledErrorMiddleware, errors=errors),
+            Middleware(ErrorMiddleware, errors=errors),
         ],
-        exception_handlers=errors.exception_handlers(),
-        debug=False,
     )
     app.state.dialects = dialects
     app.state.ready_polls = polls

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from broker.api.native.tasks import TaskRoutes
 from broker.app import build_app
 from broker.bootstrap import load_settings, open_services
 from broker.catalog import Catalog
@@ -164,6 +165,26 @@ async def test_providers_are_asked_once_for_each_shape(tmp_path: Path) -> None:
                 await broker.order(seed=number)
             await broker.order(seed=1, aspectRatio="1:1")
         assert calls[asking] == 2
+
+
+async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> None:
+    """Each is called for the request, and for each of the two messages of its response."""
+    layers = list[str]()
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is TaskRoutes.create_image.__code__ and not layers:
+            outer = frame.f_back
+            while outer is not None and "httpx" not in outer.f_code.co_filename:
+                layers.append(outer.f_code.co_name)
+                outer = outer.f_back
+
+    async with open_counted(tmp_path) as broker:
+        sys.setprofile(look)
+        try:
+            await broker.order()
+        finally:
+            sys.setprofile(None)
+    assert len(layers) <= 8, layers
 
 
 async def test_orders_of_one_caller_wait_for_the_same_commit(tmp_path: Path) -> None:

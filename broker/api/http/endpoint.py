@@ -20,7 +20,6 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from broker.api.http.answers import send_tracked
 from broker.api.http.auth import require_admin, require_principal
 from broker.api.http.query import QueryModel
 from broker.errors import ApiError
@@ -204,10 +203,8 @@ class _EndpointRoute(Route):
         scope[_ENDPOINT] = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if scope["method"] not in self._allowed:
             raise HTTPException(405, headers={"Allow": ", ".join(sorted(self._allowed))})
-        if scope["method"] == "POST":
-            await send_tracked(super().handle, scope, receive, send)
-        else:
-            await super().handle(scope, receive, send)
+        response = await self._call(Request(scope, receive, send))
+        await response(scope, receive, send)
 
     async def _call(self, request: Request) -> Response:
         """Check the access before the handler can read the body."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
 from broker.api.http.answers import allow_retry, mark_unfinished
@@ -39,35 +39,30 @@ class ErrorRenderer:
             dialect = next((one for one in self._others if one.is_client(request)), self._fallback)
         return dialect.render_error(request, error, headers or {})
 
-    def exception_handlers(self) -> Any:
-        """Return the handlers as Starlette takes them."""
-        return {
-            ApiError: self._on_api_error,
-            HTTPException: self._on_http_exception,
-            StorageError: self._on_storage_error,
-            ClientDisconnect: self._on_disconnect,
-        }
+    def response_to(self, request: HTTPConnection, error: Exception) -> Response | None:
+        """Return the response to an exception that requests may end with; None for an unforeseen one."""
+        match error:
+            case ApiError():
+                return self.render(request, error)
+            case HTTPException():
+                return self._on_http_exception(request, error)
+            case StorageError():
+                return self._on_storage_error(request, error)
+            case ClientDisconnect():
+                log.debug("the client disconnected", action="client_disconnected")
+                return Response(status_code=400)  # not received by any client
+        return None
 
-    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
-        return self.render(request, error)
-
-    async def _on_http_exception(self, request: Request, error: HTTPException) -> Response:
+    def _on_http_exception(self, request: HTTPConnection, error: HTTPException) -> Response:
         """Render an unknown path or method; the router of Starlette raises nothing else."""
-        headers = dict(error.headers or {})
-        if "Allow" in headers:
-            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
         code, message = _ROUTING_ERRORS[error.status_code]
-        return self.render(request, ApiError(code, message, status=error.status_code), headers)
+        return self.render(request, ApiError(code, message, status=error.status_code), error.headers)
 
-    async def _on_storage_error(self, request: Request, error: StorageError) -> Response:
+    def _on_storage_error(self, request: HTTPConnection, error: StorageError) -> Response:
         log.error("the store cannot be used", action="store_unavailable", why=str(error))
         mark_unfinished(request)
         allow_retry(request)
         return self.render(request, _api_error(error))
-
-    async def _on_disconnect(self, request: Request, _: ClientDisconnect) -> Response:
-        log.debug("the client disconnected", action="client_disconnected")
-        return Response(status_code=400)  # not received by any client
 
 
 def unavailable() -> ApiError:
