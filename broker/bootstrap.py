@@ -173,33 +173,26 @@ async def open_services(
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
         secret = _ensure_secret(settings)
-        database = await stack.enter_async_context(open_database(settings))
-        await database.check(patience_seconds=CHECK_SECONDS)
-        await upgrade_schema(database, clock.now())
-        await stack.enter_async_context(watch_database_files(database))
+        database = await stack.enter_async_context(_open_upgraded(open_database(settings), clock))
         if joins:
             await _check_agreement(database, settings, clock, secret)
-        changes = await database.track_changes("tasks", but=LEASE_COLUMNS) if joins else None
         client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
-        stack.push_async_callback(client.aclose)
         fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
-        stack.push_async_callback(fetcher.aclose)
         agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
-        stack.push_async_callback(agent_client.aclose)
+        for opened in (client, fetcher, agent_client):
+            stack.push_async_callback(opened.aclose)
         catalog = registry.load_catalog(extra_providers)
-        providers = ProviderRegistry(
-            settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
-        )
-        blobs = await stack.enter_async_context(_open_blobs(settings, free_floor))
         services = Services(
             settings=settings,
             clock=clock,
             database=database,
-            task_changes=changes,
+            task_changes=await database.track_changes("tasks", but=LEASE_COLUMNS) if joins else None,
             fetcher=fetcher,
             catalog=catalog,
-            registry=providers,
-            blobs=blobs,
+            registry=ProviderRegistry(
+                settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
+            ),
+            blobs=await stack.enter_async_context(_open_blobs(settings, free_floor)),
             tokens=CallbackTokens(secret, settings.old_secrets),
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
@@ -214,6 +207,16 @@ async def open_services(
         if joins and services.address.current is None:
             await services.url_monitor.seed()
         yield services
+
+
+@asynccontextmanager
+async def _open_upgraded(opening: AbstractAsyncContextManager[Database], clock: Clock) -> AsyncIterator[Database]:
+    """Open the database, with the current schema."""
+    async with opening as database:
+        await database.check(patience_seconds=CHECK_SECONDS)
+        await upgrade_schema(database, clock.now())
+        async with watch_database_files(database):
+            yield database
 
 
 async def _check_agreement(database: Database, settings: Settings, clock: Clock, secret: bytes) -> None:

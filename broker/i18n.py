@@ -63,12 +63,14 @@ def _parse_toml(text: str) -> Mapping[str, Mapping[str, str]]:
 
 def language_of(header: str) -> Language:
     """Return the language that an Accept-Language header prefers of those we have; English if it names none."""
-    best, weight = "en", 0.0
+    best: Language = "en"
+    weight = 0.0
     for part in header[:_MAX_HEADER_CHARACTERS].split(","):
         match = _PREFERENCE.fullmatch(part)
         if match is None:
             continue
         name, preference = match[1].lower(), float(match[2] or 1)
-        if preference > weight and (name in LANGUAGES or name == "*"):
-            best, weight = ("en" if name == "*" else name), preference
-    return best  # type: ignore[return-value]  # one of LANGUAGES by the line above
+        known = "en" if name == "*" else next((language for language in LANGUAGES if language == name), None)
+        if preference > weight and known is not None:
+            best, weight = known, preference
+    return best

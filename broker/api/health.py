@@ -43,7 +43,7 @@ class ReadinessChecks(ResponseModel):
     server: str
 
 
-class ReadyResponse(ResponseModel):
+class ReadinessResponse(ResponseModel):
     status: Literal["ready"]
     checks: ReadinessChecks
 
@@ -66,7 +66,7 @@ class HealthRoutes:
 
     def endpoints(self) -> list[Endpoint]:
         endpoint = partial(Endpoint, "GET", tag="operators")
-        healthy, ready = json_success("it does", HealthResponse), json_success("they are", ReadyResponse)
+        healthy, ready = json_success("it does", HealthResponse), json_success("they are", ReadinessResponse)
         unready = json_success("the parts that fail", UnreadyResponse, headers={"Retry-After": (True, "seconds")})
         page = SuccessResponse(text="Prometheus text format", content={"text/plain": TEXT})
         return [
@@ -89,7 +89,7 @@ class HealthRoutes:
         }
         checks = ReadinessChecks(**{name: failure or "ok" for name, failure in failures.items()})
         if not any(failures.values()):
-            return json_response(ReadyResponse(status="ready", checks=checks).to_document())
+            return json_response(ReadinessResponse(status="ready", checks=checks).to_document())
         unready = UnreadyResponse(
             success=False,
             error=self.messages.get("unavailable", requested_language(request), unavailable().message),

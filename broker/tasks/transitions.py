@@ -108,12 +108,10 @@ class Transitions:
     ) -> Task | None:
         """Apply a decision; return the row on which it was made, or None if it was not applied.
 
-        about: the attempt that the decision is about; None for one that follows from the row alone, and what it says
-        about an attempt is said about the current one. also: statements of the same transaction. results: written with
-        the change, if there is one. is_leased: the caller holds the task's lease, which ends with the change.
-        outlives_lease: the decision counts after the lease was lost, as for a provider's report; a decision that
-        follows from the row alone is the next worker's then. is_paid: the decision holds what money was spent for, so
-        it is written on a full disk as well. report: subject of the decision, for metrics and log.
+        about: the attempt that the decision reads; None if it follows from the row alone, and concerns the current one.
+        also: statements of the same transaction. results: written with the change, if any. is_leased: the caller holds
+        the task's lease, which ends with the change. outlives_lease: it counts after the lease was lost, like a report;
+        else it is the next worker's. is_paid: paid for, so written on a full disk too. report: for metrics and log.
         """
         seen, guarded = task, 0
         while True:
@@ -122,33 +120,24 @@ class Transitions:
             attempt = None if about is None else await self._read_attempt(seen, task, about)
             changes = decide(task, attempt)
             values = _row_values(seen, task, changes, is_leased=is_leased)
-            lease = self._promise_next_step(task, values)
             number = task.attempt if about is None else attempt.number if attempt else 0
             if not values and not (number and changes.attempt) and not also:
                 return task
-            ledger = []
-            if number and changes.attempt:
-                ledger = [self.attempts.update_attempt(task.id, number, **changes.attempt)]
-            inserts = [self.images.insert_image(image) for image in results] if changes.task else []
             after = changed_row(task, {**values, "version": task.version + 1})
             events = await self.outbox.enqueue_event(task, after, results)
-            update = self.tasks.update_task(task, **values)
-            if is_paid:
-                update = replace(update, may_use_reserve=True)
-            settling = settle_task(task) if _must_settle(task, changes) else []
-            change = (*events.guards, update, *inserts, *ledger, *settling, *events.statements, *also)
+            lease = self._promise_next_step(task, values)  # last: a failure before the transaction would keep its slot
+            change = self._change(task, changes, values, number, events, results=results, is_paid=is_paid)
             row: Task | None = None
             begun = self.clock.monotonic()
             try:
-                await self.tasks.database.transact(*change, wake=self._channels(task, values, lease, events))
-                row = after
+                await self.tasks.database.transact(*change, *also, wake=self._channels(task, values, lease, events))
+                row = changed_row(after, values)  # the lease is in them by now
             except Stale:
                 fresh = await self.tasks.get(task.id)
                 guarded += bool(events.guards)
-                is_unchanged = fresh is None or fresh.version == task.version
-                if fresh is None or (is_unchanged and not 0 < guarded <= MAX_GUARDED):
+                if fresh is None or (fresh.version == task.version and not 0 < guarded <= MAX_GUARDED):
                     return None  # the row is gone, or another process executed the statements of `also`
-                if is_unchanged:
+                if fresh.version == task.version:
                     continue  # another task of the request has ended
                 if also or not await self._was_committed(fresh, task, changes):
                     task = fresh
@@ -163,6 +152,28 @@ class Transitions:
             if lease and row is not None:
                 self.next_steps.begin(row)
             return task
+
+    def _change(
+        self,
+        task: Task,
+        changes: Changes,
+        values: Mapping[str, Any],
+        number: int,
+        events: OutgoingEvents,
+        *,
+        results: Sequence[StoredImage],
+        is_paid: bool,
+    ) -> Sequence[Statement]:
+        """Return the statements that write a change. number: of the attempt that it concerns, or 0."""
+        update = self.tasks.update_task(task, **values)
+        if is_paid:
+            update = replace(update, may_use_reserve=True)
+        inserts = [self.images.insert_image(image) for image in results] if changes.task else []
+        ledger = []
+        if number and changes.attempt:
+            ledger = [self.attempts.update_attempt(task.id, number, **changes.attempt)]
+        settling = settle_task(task) if _must_settle(task, changes) else []
+        return (*events.guards, update, *inserts, *ledger, *settling, *events.statements)
 
     def _promise_next_step(self, task: Task, values: dict[str, Any]) -> Lease | None:
         """Put a lease of this process into the columns of a task that goes on with a step which can begin here."""

@@ -28,7 +28,7 @@ from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement, to_dicts
 from storage.sql.pg_notify import PgNotifier
 from storage.sql.postgres_errors import BROKEN, RetryableError, storage_error
-from storage.sql.postgres_pool import Connection, ConnectionPool
+from storage.sql.postgres_pool import Connection, PostgresPool
 from storage.sql.postgres_transaction import (
     PostgresQuery,
     PostgresTransaction,
@@ -100,7 +100,7 @@ class PostgresDatabase:
             f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"
         )
         self._begin_migration = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0"
-        self._pool = ConnectionPool(partial(self._connect, self._url), size=connections, wait_seconds=retry_seconds)
+        self._pool = PostgresPool(partial(self._connect, self._url), size=connections, wait_seconds=retry_seconds)
         self._channels = LocalChannels()
         self._notifier = PgNotifier(
             self._channels,

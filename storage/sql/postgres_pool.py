@@ -22,7 +22,7 @@ MAX_IDLE_SECONDS: Final = 300.0
 """A firewall may have forgotten an older connection, whose next statement would wait for its time-out."""
 
 
-class ConnectionPool:
+class PostgresPool:
     """Connections that are opened when needed and kept for the next transaction.
 
     connect: opens one. size: how many are open at most. wait_seconds: for one, while all are in use.

@@ -55,7 +55,8 @@ def find_secrets(data: bytes) -> list[str]:
 def assert_no_secrets(*folders: Path) -> None:
     """Search the databases and logs of brokers."""
     for path in _files(folders):
-        assert find_secrets(path.read_bytes()) == [], path
+        found = find_secrets(path.read_bytes())
+        assert found == [], f"{path}: {found}"
 
 
 def _files(folders: Iterable[Path]) -> list[Path]:

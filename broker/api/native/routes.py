@@ -121,16 +121,7 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
                 204: SuccessResponse(text="the task had ended, and is deleted with its images"),
             },
         ),
-        Endpoint(
-            "GET",
-            "/api/task/{id}/events",
-            tasks.stream_task,
-            access="public",
-            tag="tasks",
-            parameters=(_TASK, _LAST_EVENT_ID, _LANGUAGE),
-            responses={200: _EVENTS, 204: _NO_EVENTS},
-            errors=_GONE,
-        ),
+        _event_endpoint(tasks),
         _caller_endpoint(
             "GET",
             "/api/tasks",
@@ -141,6 +132,19 @@ def task_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
             errors=("unsupported_parameter",),
         ),
     ]
+
+
+def _event_endpoint(tasks: TaskRoutes) -> Endpoint:
+    return Endpoint(
+        "GET",
+        "/api/task/{id}/events",
+        tasks.stream_task,
+        access="public",
+        tag="tasks",
+        parameters=(_TASK, _LAST_EVENT_ID, _LANGUAGE),
+        responses={200: _EVENTS, 204: _NO_EVENTS},
+        errors=_GONE,
+    )
 
 
 def _pin_endpoints(tasks: TaskRoutes) -> list[Endpoint]:
