@@ -2,7 +2,8 @@
 
 llhttp reads megabytes of headers, a request without a Host, and everything that has arrived, however many requests that
 is. So its input is cut up: first the whole head of one request, once its size is known to be allowed, then its body, a
-bounded number of events per event-loop turn. The next request is not parsed before this one is answered.
+bounded number of events per event-loop turn. A chunked body is cut where its chunks end; what they contain is not
+searched. The next request is not parsed before this one is answered.
 """
 
 from __future__ import annotations
@@ -16,17 +17,14 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from broker.net.pieces import EVENTS_PER_TURN, ChunkCounter, TooManyPieces, TurnCounter
+from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
 from broker.server.deadlines import Phase
 from broker.server.httptools_cycle import ResponseCycle
 from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, MAX_HEADER_LINES, GuardedProtocol
 from broker.server.transports import Signal
 
+_LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
-"""Of every head; also of every body in chunks, whose last bytes it is."""
-_MIN_CHUNK: Final = len(b"1\r\nx\r\n")
-_MAX_FEED_BYTES: Final = 64 * 1024
-"""Of chunks at once: what is looked through before."""
 _VERSIONS: Final = {"1.0", "1.1"}
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 
@@ -56,16 +54,20 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._buffer = b""
         """Received bytes; those before `_parsed` have been parsed."""
         self._parsed = 0
+        self._searched = 0
+        """Bytes of an incomplete head, which are not searched for its end again when more arrive."""
         self._part = _Part.HEAD
         self._body_left = 0
         """Bytes of a sized body that are still to come."""
         self._is_complete = False
         self._is_chunk_start = False
+        self._chunk_left = 0
+        """Bytes of the current chunk, and of its line end, that are still to come; 0 where a line is to come."""
+        self._line_start = 0
         self._idle_bytes = 0
         """Bytes of a chunked body since the last that were content."""
         self._chunks = ChunkCounter()
         self._turn = TurnCounter()
-        self._turn_events = 0
         self._header_lines = 0
         self._may_send_ready = False
         """At most once for the bytes that arrived together: of many pipelined requests each gets a turn of its own."""
@@ -81,10 +83,9 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         if self.is_lingering:
             return
         self._may_send_ready = True
-        kept = self._parsed if self._part is not _Part.CHUNKED_BODY else max(0, self._parsed - len(_HEAD_END) + 1)
-        if kept < len(self._buffer):
-            data = self._buffer[kept:] + data
-        self._buffer, self._parsed = data, self._parsed - kept
+        if self._parsed < len(self._buffer):
+            data = self._buffer[self._parsed :] + data
+        self._buffer, self._searched, self._parsed = data, max(0, self._searched - self._parsed), 0
         self.parse_more()
         self.update_phase()
 
@@ -124,10 +125,11 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         start = self._parsed
         if self._buffer[start] <= 0x20:  # llhttp would skip blank lines
             raise _MalformedRequest
-        end = self._buffer.find(_HEAD_END, start, start + MAX_HEAD_BYTES)
+        end = self._buffer.find(_HEAD_END, max(start, self._searched - len(_HEAD_END) + 1), start + MAX_HEAD_BYTES)
         if end < 0:
-            if len(self._buffer) - start >= MAX_HEAD_BYTES or _BARE_LF.search(self._buffer, start):
+            if len(self._buffer) - start >= MAX_HEAD_BYTES or _BARE_LF.search(self._buffer, max(start, self._searched)):
                 raise _MalformedRequest
+            self._searched = len(self._buffer)
             return False
         end += len(_HEAD_END)
         self._header_lines = self._buffer.count(b"\n", start, end) - 2
@@ -166,8 +168,6 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._part = part
 
     def on_message_begin(self) -> None:
-        if self._part is _Part.CHUNKED_BODY and self._is_complete:  # it ended where it cannot
-            raise _MalformedRequest
         if self._part is _Part.HEAD:
             self.url = b""
             self.headers = []
@@ -250,7 +250,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
             if b"content-length" in fields or codings != [b"chunked"]:
                 raise _MalformedRequest
-            self._chunks, self._turn, self._turn_events, self._idle_bytes = ChunkCounter(), TurnCounter(), 0, 0
+            self._chunks, self._turn, self._chunk_left, self._idle_bytes = ChunkCounter(), TurnCounter(), 0, 0
             return _Part.CHUNKED_BODY
         self._body_left = int(fields.get(b"content-length", b"0"))
         return _Part.SIZED_BODY if self._body_left else _Part.NONE
@@ -268,25 +268,24 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         return True
 
     def _parse_chunks(self) -> bool:
-        """Parse the chunks of this turn.
+        """Parse the next line of a chunked body, or content of its current chunk.
 
-        The parser must not read beyond the end of the body, which it cannot be asked for: it is given the bytes up to
-        the next place where the end may be.
+        So the parser does not read beyond the end of the body, which it cannot be asked for.
         """
         if self._turn.is_over:
             self.hold(self._turn.start_next())
-            self._turn_events = 0
             return False
-        buffer, start = self._buffer, self._parsed
-        events = EVENTS_PER_TURN - self._turn_events
-        size = min(len(buffer) - start, _MAX_FEED_BYTES)
-        # a chunk has two line ends: as many bytes as cannot have more chunks than the turn has events left
-        while size > _MIN_CHUNK * events and buffer.count(b"\n", start, start + size) > 2 * (events - 1):
-            size = max(size // 2, _MIN_CHUNK * events)
-        end = start + size
-        found = buffer.find(_HEAD_END, max(0, start - len(_HEAD_END) + 1), end)
-        if found >= 0:
-            end = found + len(_HEAD_END)
+        start = self._parsed
+        if self._chunk_left:
+            end = min(start + self._chunk_left, len(self._buffer))
+            self._chunk_left -= end - start
+        else:
+            end = self._buffer.find(b"\n", start) + 1
+            if not end:
+                if self._idle_bytes + len(self._buffer) - start > MAX_HEAD_BYTES:
+                    raise _MalformedRequest
+                return False
+            self._line_start = start
         self._idle_bytes += end - start
         self._feed(end)
         if self._idle_bytes > MAX_HEAD_BYTES or self._header_lines + len(self.headers) > MAX_HEADER_LINES:
@@ -296,6 +295,9 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         return True
 
     def on_chunk_header(self) -> None:
+        """Note the size of a chunk, which the parser has found well-formed."""
+        size = int(self._buffer[self._line_start : self._parsed].partition(b";")[0], 16)
+        self._chunk_left = size + len(_LINE_END) if size else 0
         self._is_chunk_start = True
 
     def on_body(self, body: bytes) -> None:
@@ -312,7 +314,6 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
 
     def _count_chunk(self, size: int) -> None:
         self._idle_bytes = 0
-        self._turn_events += 1
         self._turn.add(size)
         try:
             self._chunks.add(size, is_start=self._is_chunk_start)
@@ -351,7 +352,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
 
     def linger(self) -> None:
         super().linger()
-        self._buffer, self._parsed = b"", 0
+        self._buffer, self._parsed, self._searched = b"", 0, 0
 
     def client_phase(self) -> Phase:
         match self._part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from broker.net.pieces import (
 from broker.net.response_parser import MAX_INTERIM_RESPONSES
 from tests.support.api import ApiBroker, open_api
 from tests.support.faulty_http import Network, Script, Visit, head, sends, serve
-from tests.support.http_parsers import MemoryTransport, connect
+from tests.support.http_parsers import BACKENDS, MemoryTransport, connect
 from webhooks.strict_json import MAX_VALUES
 
 pytestmark = pytest.mark.anyio
@@ -134,6 +135,45 @@ async def test_other_tasks_run_between_the_events_of_one_read(parser: str, chunk
     assert not any(reading[: 4000 // EVENTS_PER_TURN])
     assert pipe.reads
     protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("content", [b"\r\n", b"\n", b"0\r\n\r\n"])
+async def test_content_that_looks_like_chunks_takes_no_longer_than_other_content(parser: str, content: bytes) -> None:
+    """A chunk is passed on as it arrives: what it contains is not searched for ends."""
+    body, parts = content * 20_000, list[bytes]()
+
+    async def collect(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["more_body"] or message["body"]:
+            parts.append(message["body"])
+
+    transport = MemoryTransport()
+    protocol = connect(parser, collect, transport)
+    data = request_head("/x") + in_chunks(body, len(body))
+    for start in range(0, len(data), 65_536):
+        protocol.data_received(data[start : start + 65_536])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert b"".join(parts) == body
+    assert len(parts) <= 5
+    protocol.connection_lost(None)
+
+
+async def test_head_in_pieces_of_one_byte_is_searched_once() -> None:
+    """Searched again for each piece, one of 16 KiB would take more than a second of the event loop."""
+    costs = dict[str, float]()
+    for parser in BACKENDS:
+        protocol = connect(parser, receive_nothing, MemoryTransport())
+        protocol.data_received(b"GET /x HTTP/1.1\r\nHost: a\r\nX: ")
+        began = time.process_time()
+        for _ in range(16_000):
+            protocol.data_received(b"x")
+        costs[parser] = time.process_time() - began
+        protocol.connection_lost(None)
+    assert costs["httptools"] < 10 * costs["h11"]
+
+
+async def receive_nothing(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
 
 
 def test_turn_of_few_bytes_ends_with_a_pause() -> None:
