@@ -81,15 +81,16 @@ class SupervisorLink:
             return None
 
     def _send(self, kind: str, value: Any = None) -> None:
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(kind, value))
 
     async def _read(self, reader: asyncio.StreamReader, registry: CollectorRegistry) -> None:
-        while line := await reader.readline():
-            kind, value = decode(line)
-            if kind == REPORT:
-                self._send(REPORT, make_report(registry))
-            elif kind == SUMS and self._sums is not None:
-                self._sums.set_result(value)
-                self._sums = None
+        with suppress(ConnectionError):  # it ended, and left something unread
+            while line := await reader.readline():
+                kind, value = decode(line)
+                if kind == REPORT:
+                    self._send(REPORT, make_report(registry))
+                elif kind == SUMS and self._sums is not None:
+                    self._sums.set_result(value)
+                    self._sums = None
         os.kill(os.getpid(), signal.SIGTERM)

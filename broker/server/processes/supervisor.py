@@ -171,6 +171,8 @@ class Supervisor:
                 signal.signal(received, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             code = self._run_process(number, theirs)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # nothing else would show it
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
