@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.errors import ApiError
+from broker.tasks.waiting.versions import TaskVersions
 from broker.tasks.waiting.watcher import TaskWatch, TaskWatcher
 from storage.ids import BATCH_ID, TASK_ID
 from storage.images import Images, StoredImage
@@ -30,6 +31,9 @@ class TaskQueries:
     images: Images
     watcher: TaskWatcher
     _closing: bool = False
+
+    def __post_init__(self) -> None:
+        self._versions = TaskVersions(self.tasks.database)
 
     @property
     def closing(self) -> bool:
@@ -64,7 +68,7 @@ class TaskQueries:
 
     async def get_version(self, task_id: str) -> int | None:
         """Return the row's version, or None if the task does not exist. Cheap."""
-        return await self.tasks.get_version(task_id) if TASK_ID.fullmatch(task_id) else None
+        return await self._versions.get(task_id) if TASK_ID.fullmatch(task_id) else None
 
     async def get_results(self, task: Task) -> list[StoredImage]:
         """Return the images of a completed task, in order."""

@@ -50,8 +50,10 @@ class _CountedDatabase:
         return await self._database.fetch_one(sql, **params)
 
     def fetch_at_once(self, sql: str, **params: Any) -> Sequence[tuple[Any, ...]] | None:
-        self._listeners.reads.append(params)
-        return self._database.fetch_at_once(sql, **params)
+        rows: Sequence[tuple[Any, ...]] | None = self._database.fetch_at_once(sql, **params)
+        if rows is not None:
+            self._listeners.reads.append(params)
+        return rows
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[Any]:

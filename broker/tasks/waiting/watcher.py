@@ -8,22 +8,21 @@ other processes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from broker.logs import log
+from broker.tasks.waiting.versions import MAX_TASKS_PER_READ, TaskVersions
 from storage.errors import StorageError
 from storage.sql.database import Database
 from storage.sql.pubsub import Subscription
 from storage.sql.row_changes import RowChanges
-from storage.sql.rows import in_clause
 from storage.tasks import task_channel
 
 WATCH_SECONDS: Final = 2.0
 """Longest time until a change without a notification is found."""
-MAX_TASKS_PER_READ: Final = 500
 
 
 class TaskWatch:
@@ -48,6 +47,7 @@ class TaskWatcher:
     _watching: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
+        self._versions = TaskVersions(self.database)
         if self.changes is not None:
             self.changes.subscribe(self._wake)
 
@@ -87,15 +87,10 @@ class TaskWatcher:
         task_ids = list(self._watches)
         for start in range(0, len(task_ids), MAX_TASKS_PER_READ):
             some = task_ids[start : start + MAX_TASKS_PER_READ]
-            versions = await self._read_versions(some)
+            versions = await self._versions.read_all(some)
             for task_id in some:
                 if any(watch.version != versions.get(task_id) for watch in self._watches.get(task_id, ())):
                     self._wake([task_id])
-
-    async def _read_versions(self, task_ids: Sequence[str]) -> dict[str, int]:
-        listed, params = in_clause(task_ids)
-        rows = await self.database.fetch(f"SELECT id, version FROM tasks WHERE id IN ({listed})", **params)
-        return {row["id"]: row["version"] for row in rows}
 
     def wake_all(self) -> None:
         self._wake(self._watches)

@@ -136,6 +136,19 @@ async def test_poll_is_answered_before_the_routes_with_one_read_at_most(unserved
         assert unserved.listeners.reads_of(task.id) == (0 if unserved.services.task_changes else 3)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("unserved", ["postgres"], indirect=True)
+async def test_polls_of_one_turn_are_one_read(unserved: ApiBroker) -> None:
+    tasks = [await unserved.add_task(number=number) for number in range(10, 30)]
+    for task in tasks:
+        await poll(unserved, task)
+    unserved.listeners.reads_of("")
+    found = await asyncio.gather(*(poll(unserved, task) for task in tasks))
+    assert [one.json()["data"]["id"] for one in found] == [task.id for task in tasks]
+    ids = {task.id for task in tasks}
+    assert len([params for params in unserved.listeners.reads if ids.intersection(params.values())]) == 1
+
+
 async def change_from_outside(broker: ApiBroker) -> None:
     url = broker.services.settings.database_url.get_secret_value()
     if url.startswith("sqlite"):

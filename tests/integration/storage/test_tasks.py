@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from broker.tasks.waiting.versions import TaskVersions
 from storage.accounts.owner_locks import lock_owner_account
 from storage.accounts.provider_keys import ProviderKey, ProviderKeys
 from storage.attempts import Attempt, Attempts
@@ -568,7 +569,8 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     limits = AccountLimits(creates_per_window=1, concurrency=1)
     retention = TaskRetention(database)
     await rows.get(task.id)
-    await rows.get_version(task.id)
+    await TaskVersions(database).get(task.id)
+    await TaskVersions(database).read_all([task.id])
     await rows.get_by_job("job")
     await rows.list_of_batch(task.batch)
     for status in (None, *STATUS_FILTERS):
