@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, in_clause
+from storage.sql.rows import SqlList, fetch_as, fetch_one_as
 
 NO_RESULT: Final = "{}"
 """A duplicate result whose content is deleted."""
@@ -75,12 +74,12 @@ class Attempts:
         rows = await self.database.fetch(sql, provider=provider, key_id=key_id, since=since)
         return {row["code"]: row["n"] for row in rows}
 
-    def delete_words_of_expired(self, tasks: Sequence[str]) -> Statement:
+    def delete_words_of_expired(self, tasks: SqlList) -> Statement:
         """Delete what providers said about those tasks that are expired; amounts stay.
 
         It follows the statement that expires the tasks.
         """
-        listed, params = in_clause(tasks)
+        listed, params = tasks
         state = "(SELECT t.state FROM tasks t WHERE t.id = attempts.task_id)"
         return Statement(
             sql=f"""UPDATE attempts SET provider_code = NULL,

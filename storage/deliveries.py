@@ -13,7 +13,7 @@ from typing import Any
 
 from storage.sql.database import Database, Stale, Statement
 from storage.sql.pages import fetch_page
-from storage.sql.rows import fetch_as, fetch_one_as, from_row, in_clause, insert_row, set_clause
+from storage.sql.rows import SqlList, fetch_as, fetch_one_as, from_row, in_clause, insert_row, set_clause
 from storage.tasks import DUE_CHANNEL, Lease
 
 
@@ -181,13 +181,13 @@ class Deliveries:
         (outcome,) = await self.database.transact(restart, wake=(DUE_CHANNEL,))
         return outcome.count == 1
 
-    def delete_of_expired(self, tasks: Sequence[str]) -> list[Statement]:
+    def delete_of_expired(self, tasks: SqlList) -> list[Statement]:
         """Delete the webhooks of those tasks that are expired, because their bodies contain the prompt.
 
         Those about a batch of different orders have nothing of its tasks, and stay: it may go on without one of them.
         It follows the statement that expires the tasks. The lease ends first, so a running attempt stores nothing.
         """
-        listed, params = in_clause(tasks)
+        listed, params = tasks
         state = "(SELECT t.state FROM tasks t WHERE t.id = deliveries.task_id)"
         which = f"task_id IN ({listed}) AND type NOT LIKE 'batch.%' AND {state} = 'expired'"
         end_lease = f"UPDATE deliveries SET lease_until = 0, leased_by = '' WHERE {which}"

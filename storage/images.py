@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from storage.ids import owner_key
 from storage.sql.database import Database, Statement
-from storage.sql.rows import fetch_as, fetch_one_as, in_clause, insert_row
+from storage.sql.rows import SqlList, fetch_as, fetch_one_as, in_clause, insert_row
 
 Kind = Literal["result", "reference", "thumbnail-128", "thumbnail-256", "thumbnail-512", "thumbnail-1024"]
 
@@ -108,12 +108,12 @@ class Images:
         """Delete all images of a caller; what leads to their bytes must be gone."""
         return Statement(sql="DELETE FROM images WHERE caller = :caller", params={"caller": caller})
 
-    def delete_of_expired(self, tasks: Sequence[str]) -> Statement:
-        """Delete the images of those tasks that are expired.
+    def delete_of_expired(self, tasks: SqlList) -> Statement:
+        """Delete the images of those tasks that are expired; `in_clause` makes a list of ids.
 
         It follows the statement that expires them, which waits for transactions that lock them, so all rows are seen.
         """
-        listed, params = in_clause(tasks)
+        listed, params = tasks
         state = "(SELECT t.state FROM tasks t WHERE t.id = images.owner)"
         return Statement(sql=f"DELETE FROM images WHERE owner IN ({listed}) AND {state} = 'expired'", params=params)
 

@@ -19,6 +19,7 @@ from broker.tasks.transitions import Transitions
 from storage.blobs.store import BlobStore
 from storage.errors import StorageError
 from storage.ids import reference_owner
+from storage.sql.rows import in_clause
 from storage.states import ACTIVE_STATES
 from storage.tables import Tables
 from storage.tasks import Task
@@ -82,9 +83,9 @@ class TaskEraser:
             task,
             lambda row, _: lifecycle.erase(row, clock.now()),
             also=(
-                tables.attempts.delete_words_of_expired([task.id]),
+                tables.attempts.delete_words_of_expired(in_clause([task.id])),
                 tables.attempts.forget_account(task.id),
-                tables.images.delete_of_expired([task.id]),
+                tables.images.delete_of_expired(in_clause([task.id])),
                 tables.callbacks.delete_of_task(task.id),
             ),
             is_leased=False,

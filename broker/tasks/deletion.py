@@ -8,6 +8,7 @@ from broker.errors import ApiError
 from broker.tasks import lifecycle
 from broker.tasks.queries import TaskQueries
 from broker.tasks.transitions import Transitions
+from storage.sql.rows import in_clause
 from storage.sql.scope import Scope
 from storage.tables import Tables
 
@@ -33,10 +34,10 @@ class TaskDeleter:
             task,
             lambda row, _: lifecycle.delete(row, self.transitions.clock.now(), self.transitions.policy),
             also=(
-                self.tables.images.delete_of_expired([task_id]),
-                *self.tables.deliveries.delete_of_expired([task_id]),
+                self.tables.images.delete_of_expired(in_clause([task_id])),
+                *self.tables.deliveries.delete_of_expired(in_clause([task_id])),
                 self.tables.callbacks.delete_of_expired(task_id),
-                self.tables.attempts.delete_words_of_expired([task_id]),
+                self.tables.attempts.delete_words_of_expired(in_clause([task_id])),
             ),
             is_leased=False,
         )

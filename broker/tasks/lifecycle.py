@@ -18,6 +18,7 @@ from broker.tasks.policy import TaskPolicy, backoff_seconds
 from storage.attempts import NO_RESULT, Attempt
 from storage.ids import ACCOUNT_MARK, DELETED_OWNER, is_own_account, provider_of, shown_account
 from storage.states import ACTIVE_STATES, CANCELABLE_STATES, RETAINED_STATES, TaskState
+from storage.task_retention import EndedTask
 from storage.tasks import Task
 
 MAX_ROUTES: Final = 50
@@ -409,7 +410,7 @@ def _fail(
     )
 
 
-def _kept_until(task: Task, ended_at: float, policy: TaskPolicy) -> float:
+def _kept_until(task: EndedTask, ended_at: float, policy: TaskPolicy) -> float:
     """Return when retention deletes a task that has ended; never while it is pinned."""
     return ended_at + policy.retention_seconds if task.pinned_at is None else math.inf
 
@@ -536,7 +537,7 @@ def cancel(task: Task, now: float, policy: TaskPolicy) -> Changes:
     return Changes(task={**changes, "state": TaskState.CANCELED})
 
 
-def expire(task: Task, now: float, policy: TaskPolicy, *, kept_until: float = 0.0) -> Changes:
+def expire(task: EndedTask, now: float, policy: TaskPolicy, *, kept_until: float = 0.0) -> Changes:
     """Return the changes at the end of retention: content is deleted, the row stays as a tombstone.
 
     kept_until: it is needed until then at least.
@@ -544,14 +545,14 @@ def expire(task: Task, now: float, policy: TaskPolicy, *, kept_until: float = 0.
     expires_at = max(_kept_until(task, task.ended_at or now, policy), kept_until)
     if now < expires_at:
         return Changes(task={"due_at": expires_at})
-    return _without_content(now)
+    return expire_now(now)
 
 
 def delete(task: Task, now: float, policy: TaskPolicy) -> Changes:
     """Return the changes of a deletion on request: retention that is over now; NOTHING while the task has not ended."""
     if not task.has_ended or task.state == TaskState.EXPIRED:
         return NOTHING
-    return _without_content(now)
+    return expire_now(now)
 
 
 def erase(task: Task, now: float) -> Changes:
@@ -559,7 +560,7 @@ def erase(task: Task, now: float) -> Changes:
 
     A task that has not ended ends here. Its files are deleted again once a download that still runs has ended.
     """
-    columns = {**(_NO_CONTENT if task.state == TaskState.EXPIRED else _without_content(now).task)}
+    columns = {**(_NO_CONTENT if task.state == TaskState.EXPIRED else expire_now(now).task)}
     columns |= {"caller": DELETED_OWNER, "job_id": None, "aspect_ratio": None, "requested_provider": None}
     columns |= {"candidates": (), "routes": ()}
     if is_own_account(task.provider):
@@ -592,7 +593,8 @@ def unpin(task: Task, now: float, policy: TaskPolicy) -> Changes:
     return Changes(task=changes)
 
 
-def _without_content(now: float) -> Changes:
+def expire_now(now: float) -> Changes:
+    """Return the changes that delete the content of an ended task."""
     return Changes(task=_enter(TaskState.EXPIRED, now, **_NO_CONTENT, step_retries=0, due_at=now))
 
 

@@ -25,14 +25,19 @@ from storage.blobs.store import BlobStore
 from storage.files.resumable_uploads import ResumableUploads
 from storage.files.uploaded_files import UploadedFiles
 from storage.ids import reference_owner
-from storage.sql.database import Stale
+from storage.sql.database import Stale, Statement
 from storage.sql.migrate import created_at
-from storage.states import TaskState
+from storage.sql.rows import SqlList, in_clause
+from storage.states import RETAINED_STATES, TaskState
 from storage.tables import Tables
-from storage.tasks import Task
+from storage.task_retention import EndedTask, just_expired
+from storage.tasks import Lease
 
-BATCH_SIZE: Final = 100
-"""Tasks per step."""
+SLICE_SECONDS: Final = 0.005
+"""Longest time of one transaction of retention: others wait for it."""
+MAX_REST_SECONDS: Final = 0.02
+MAX_SLICE: Final = 400
+MIN_SLICE: Final = 100
 ROWS_PER_STATEMENT: Final = 500
 HOUSEKEEPING_SECONDS: Final = 60.0
 SWEEP_SECONDS: Final = 3600.0
@@ -70,6 +75,20 @@ class ClockGuard:
         self._paused_until = self.clock.monotonic() + DELETION_PAUSE_SECONDS
 
 
+@dataclass(kw_only=True)
+class Pace:
+    """Number of tasks of one transaction, by how long the last ones took."""
+
+    size: int = 100
+
+    def record(self, count: int, seconds: float) -> None:
+        """Aim at half of `SLICE_SECONDS`; count: of the tasks in this transaction."""
+        if seconds > SLICE_SECONDS:
+            self.size = max(MIN_SLICE, self.size // 2)
+        elif count >= self.size and seconds < SLICE_SECONDS / 2:
+            self.size = min(MAX_SLICE, self.size + self.size // 4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retention:
     """Deletes what is old enough."""
@@ -79,11 +98,59 @@ class Retention:
     tables: Tables
     blobs: BlobStore
     metrics: Metrics
+    pace: Pace = field(default_factory=Pace)
 
     # -- tasks
 
-    async def run(self, tasks: Sequence[Task]) -> None:
-        """Expire or delete ended tasks: of one claim, all in one state, `BATCH_SIZE` at most."""
+    async def take_due(self, state: TaskState, lease: Lease) -> Sequence[EndedTask]:
+        """Lease ended tasks that are due, for `run`; most of them are expired at once, in the same transaction."""
+        begun = self.clock.monotonic()
+        tasks: Sequence[EndedTask] = ()
+        if state in RETAINED_STATES:
+            tasks = await self._expire_due(state, lease)
+        now, retention = self.clock.now(), self.tables.task_retention
+        tasks = tasks or await retention.claim(state, now=now, lease=lease, limit=self.pace.size)
+        self.pace.record(len(tasks), self.clock.monotonic() - begun)
+        return tasks
+
+    async def _expire_due(self, state: TaskState, lease: Lease) -> Sequence[EndedTask]:
+        """Delete the content of due tasks without a look at each; their rows stay as tombstones."""
+        now, tables = self.clock.now(), self.tables
+        ids = just_expired(now, lease)
+        tasks = await tables.task_retention.expire_with_rows(
+            tables.task_retention.expire_due(
+                state,
+                lifecycle.expire_now(now).task,
+                now=now,
+                lease=lease,
+                limit=self.pace.size,
+                ended_before=now - self.policy.retention_seconds,
+            ),
+            *self._delete_rows(ids),
+        )
+        if tasks:
+            self._record_expired(state, len(tasks))
+        return tasks
+
+    def _delete_rows(self, expired: SqlList) -> list[Statement]:
+        """Return what deletes the content of tasks outside their own rows."""
+        return [
+            self.tables.images.delete_of_expired(expired),
+            *self.tables.deliveries.delete_of_expired(expired),
+            self.tables.attempts.delete_words_of_expired(expired),
+        ]
+
+    def _record_expired(self, state: TaskState, count: int) -> None:
+        self.metrics.transitions.labels(state.value, TaskState.EXPIRED.value).inc(count)
+        log.info("tasks are expired now", action="task_expired", previous=state.value, count=count)
+
+    async def run(self, tasks: Sequence[EndedTask]) -> None:
+        """Expire or delete ended tasks: of one lease and all in one state; then rest as long, for the other work."""
+        begun = self.clock.monotonic()
+        await self._run(tasks)
+        await asyncio.sleep(min(self.clock.monotonic() - begun, MAX_REST_SECONDS))
+
+    async def _run(self, tasks: Sequence[EndedTask]) -> None:
         if tasks[0].state != TaskState.EXPIRED:
             await self._expire(tasks)
             return
@@ -92,29 +159,25 @@ class Retention:
         if without_files := [task for task in tasks if task.step_retries > 0]:
             await self.tables.database.transact(*self.tables.task_retention.delete_all(without_files))
 
-    async def _expire(self, tasks: Sequence[Task]) -> None:
+    async def _expire(self, tasks: Sequence[EndedTask]) -> None:
         """Delete the content of tasks; their rows stay as tombstones."""
-        now, expired = self.clock.now(), []
+        now, retention = self.clock.now(), self.tables.task_retention
         kept_until = await self._kept_until(tasks, now)
-        for task in tasks:
-            changes = lifecycle.expire(task, now, self.policy, kept_until=kept_until.get(task.batch, 0.0)).task
-            if "state" in changes:
-                expired.append(task)
-            else:  # it ended later than the claim saw
-                await self.tables.database.transact(self.tables.task_retention.update_all([task], **changes))
+        changes = [lifecycle.expire(one, now, self.policy, kept_until=kept_until.get(one.batch, 0.0)) for one in tasks]
+        ends = list(zip(tasks, (change.task for change in changes), strict=True))
+        expired = [task for task, change in ends if "state" in change]
+        # the others are needed by a conversation, or ended later than the claim saw
+        later = [retention.update_all([task], **change) for task, change in ends if "state" not in change]
+        await self.tables.database.transact(*later)
         if not expired:
             return
-        ids, state = [task.id for task in expired], expired[0].state.value
         changed, *_ = await self.tables.database.transact(
-            self.tables.task_retention.update_all(expired, **lifecycle.expire(expired[0], now, self.policy).task),
-            self.tables.images.delete_of_expired(ids),
-            *self.tables.deliveries.delete_of_expired(ids),
-            self.tables.attempts.delete_words_of_expired(ids),
+            retention.update_all(expired, **lifecycle.expire_now(now).task),
+            *self._delete_rows(in_clause([task.id for task in expired])),
         )
-        self.metrics.transitions.labels(state, TaskState.EXPIRED.value).inc(changed.count)
-        log.info("tasks are expired now", action="task_expired", previous=state, count=changed.count)
+        self._record_expired(expired[0].state, changed.count)
 
-    async def _kept_until(self, tasks: Sequence[Task], now: float) -> dict[str, float]:
+    async def _kept_until(self, tasks: Sequence[EndedTask], now: float) -> dict[str, float]:
         """Return the batches of turns of conversations, which are deleted as a whole, and when to look again."""
         retention, soon = self.policy.retention_seconds, now + HOUSEKEEPING_SECONDS
         kept = await self.tables.turns.kept_until(
@@ -122,14 +185,15 @@ class Retention:
         )
         return {batch: max(until, soon) for batch, until in kept.items()}
 
-    async def _delete_files(self, tasks: Sequence[Task]) -> None:
+    async def _delete_files(self, tasks: Sequence[EndedTask]) -> None:
         """Delete the files of expired tasks, and those of references whose tasks are all expired.
 
         Later those that a turn of the same conversation shows: its references lead to the files of earlier turns.
         """
-        owners = {reference_owner(task.batch) for task in tasks}
-        owners -= await self.tables.task_retention.active_owners(list(owners))
-        with_references = sorted(await self.tables.images.owners_with_images(list(owners))) if owners else []
+        owners = await self.tables.images.owners_with_images([reference_owner(task.batch) for task in tasks])
+        if owners:
+            owners -= await self.tables.task_retention.active_owners(list(owners))
+        with_references = sorted(owners)
         linked = await self._find_linked([*(task.id for task in tasks), *with_references])
         if kept := [task for task in tasks if linked & {task.id, reference_owner(task.batch)}]:
             later = self.tables.task_retention.update_all(kept, due_at=self.clock.now() + SWEEP_SECONDS)
@@ -139,7 +203,7 @@ class Retention:
         if not tasks:
             return
         # bytes first: after an error in between, a row leads the next run to them
-        await asyncio.gather(*(self.blobs.delete(owner) for owner in (*(task.id for task in tasks), *with_references)))
+        await self.blobs.delete_of_owners([*(task.id for task in tasks), *with_references])
         deleting = [self.tables.images.delete_of_owners(with_references)] if with_references else []
         files_deleted = lifecycle.files_deleted(self.clock.now(), self.policy).task
         await self.tables.database.transact(self.tables.task_retention.update_all(tasks, **files_deleted), *deleting)

@@ -96,8 +96,8 @@ class Worker:
         removed = 0
         await self.retention.apply_shorter_retention()
         for state in FINAL_STATES:
-            while ended := await self._claim(state, retention.BATCH_SIZE):
-                removed += sum(task.state != TaskState.EXPIRED for task in ended)
+            while ended := await self.retention.take_due(state, self.leases.create_lease()):
+                removed += len(ended) if state != TaskState.EXPIRED else 0
                 await self.running.contain_errors(self.retention.run(ended), "", "retention")
         await self.retention.delete_leftovers()
         return removed
@@ -216,7 +216,9 @@ class Worker:
 
     async def _start_retention(self, state: TaskState) -> None:
         """Start one step for many ended tasks; one such step at a time and state."""
-        if tasks := await self._claim(state, retention.BATCH_SIZE * self.running.free_slots(state)):
+        if not self.running.free_slots(state):
+            return
+        if tasks := await self.retention.take_due(state, self.leases.create_lease()):
             ids = tuple(task.id for task in tasks)
             step = RunningStep(task_ids=ids, state=state, lease_holder=tasks[0].leased_by)
             self.running.start(self.retention.run(tasks), "retention", step)

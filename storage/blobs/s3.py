@@ -137,6 +137,9 @@ class S3Blobs:
             removed += len(keys)
         return removed
 
+    async def delete_of_owners(self, owners: Sequence[str]) -> None:
+        await asyncio.gather(*map(self.delete, owners))
+
     async def delete_stale_drafts(self, older_than: float) -> int:
         """Delete those of this machine."""
         return await DISK.run(partial(self._drafts.sweep, older_than))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -62,6 +62,9 @@ class BlobStore(Protocol):
 
     async def delete(self, owner: str) -> int:
         """Delete all blobs of an owner; return how many. A blob that is being stored at the same time may stay."""
+
+    async def delete_of_owners(self, owners: Sequence[str]) -> None:
+        """Delete all blobs of some hundred owners."""
 
     async def delete_stale_drafts(self, older_than: float) -> int:
         """Delete drafts of dead writers, untouched for `older_than` seconds; return how many."""

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Final, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, Final, TypeAlias, TypeVar, cast, get_origin, get_type_hints
 
 from storage.sql.database import Database, Row, Statement
 
 T = TypeVar("T")
+
+SqlList: TypeAlias = tuple[str, Mapping[str, Any]]
+"""What stands in `IN (…)`: parameters or a query, and the values."""
 
 
 def in_clause(values: Sequence[str]) -> tuple[str, dict[str, str]]:

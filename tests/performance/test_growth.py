@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from broker.monitoring.cost_sums import CostSums
 from storage.attempts import Attempt
 from storage.ledger import SECONDS_PER_DAY, Ledger
 from storage.lists.newest_tasks import NewestTasks
+from storage.sql.database import Database, Outcome, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.rows import insert_row
 from storage.sql.scope import EVERYTHING, Scope
 from storage.sql.sqlite import SqliteDatabase
 from storage.states import ACTIVE_STATUSES, STATUS_FILTERS, TaskState
+from storage.tables import Tables
 from storage.tasks import Tasks
 from tests.support.api import a_task
 from tests.support.brokers import still
@@ -107,3 +110,38 @@ async def test_costs_of_days_that_are_over_are_read_once(tmp_path: Path, clock: 
         reports = database.reports
         assert await sums.read("day", since_day=today - 30) == first
     assert (sum(one.attempts for one in first), reports, database.reports) == (5, 5, 7)
+
+
+class CountingDatabase:
+    """Counts the transactions of a database."""
+
+    def __init__(self, inner: Database) -> None:
+        self.inner = inner
+        self.transactions = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        self.transactions += 1
+        return await self.inner.transact(*statements, wake=wake)
+
+
+async def test_ended_tasks_are_expired_and_purged_many_at_a_time(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as services:
+        ended = {"state": TaskState.SUCCEEDED, "ended_at": clock.now(), "due_at": clock.now()}
+        tasks = [a_task(clock.now(), number=number, **ended) for number in range(400)]
+        await services.database.transact(*map(services.tables.tasks.insert_task, tasks))
+        counting: Any = CountingDatabase(services.database)
+        worker = services.worker
+        worker.retention = replace(worker.retention, tables=Tables(counting))
+        counts = []
+        for seconds in (services.policy.retention_seconds, services.policy.tombstone_seconds):
+            clock.advance(seconds + 1)
+            counting.transactions = 0
+            for state in (TaskState.SUCCEEDED, TaskState.EXPIRED):
+                while due := await worker.retention.take_due(state, worker.leases.create_lease()):
+                    await worker.retention.run(due)
+            counts.append(counting.transactions)
+        assert await services.tables.tasks.count_by_state() == {}
+    assert max(counts) <= 0.03 * len(tasks), counts

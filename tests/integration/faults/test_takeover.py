@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ class _Refusing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._blobs, name)
 
-    async def delete(self, owner: str) -> int:
+    async def delete_of_owners(self, owners: Sequence[str]) -> None:
         raise StorageError("503")
 
 

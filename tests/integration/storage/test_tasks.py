@@ -37,7 +37,7 @@ from storage.sql.database import Database, Outcome, Row, Stale, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
-from storage.sql.rows import insert_row
+from storage.sql.rows import in_clause, insert_row
 from storage.sql.scope import EVERYTHING, Scope
 from storage.states import STATUS_FILTERS, TaskState
 from storage.task_queue import TaskQueue
@@ -298,7 +298,9 @@ async def test_result_and_expiry_at_the_same_time_leave_no_image_row(database: A
             await database.transact(rows.lock_task(task.id, TaskState.FETCHING), images.insert_image(image))
 
     async def expire(task: Task) -> None:
-        await database.transact(rows.update_task(task, state=TaskState.EXPIRED), images.delete_of_expired([task.id]))
+        await database.transact(
+            rows.update_task(task, state=TaskState.EXPIRED), images.delete_of_expired(in_clause([task.id]))
+        )
 
     await asyncio.gather(*(step(a_task(n)) for n in range(30) for step in (arrive, expire)))
     assert await images.owners_with_images([a_task(n).id for n in range(30)]) == set()
@@ -613,7 +615,7 @@ async def _use_everything(database: Any, rows: Tasks, task: Task) -> None:
     await database.transact(rows.lock_owner(task.id), rows.lock_owner(f"refs_{task.id[5:]}"))
     await rows.list_of_owner(task.id)
     await rows.list_of_owner(f"refs_{task.id[5:]}")
-    await database.transact(images.insert_image(_an_image(task)), images.delete_of_expired([task.id]))
+    await database.transact(images.insert_image(_an_image(task)), images.delete_of_expired(in_clause([task.id])))
     callback = _a_callback(task)
     await database.transact(callbacks.insert_callback(callback))
     await callbacks.get(callback.id)
@@ -830,7 +832,7 @@ async def _use_deliveries(deliveries: Deliveries) -> None:
         deliveries.insert_delivery(replace(delivery, id="evt_2", due_at=None, ended_at=1.0))
     )
     await deliveries.delete_before(NOW, 5)
-    await deliveries.database.transact(*deliveries.delete_of_expired([delivery.task_id, "x"]))
+    await deliveries.database.transact(*deliveries.delete_of_expired(in_clause([delivery.task_id, "x"])))
 
 
 def _a_delivery(task: Task) -> Delivery:
