@@ -121,6 +121,10 @@ class RunningSteps:
         if was_awaited:
             self.tasks.database.notify(DUE_CHANNEL)
 
+    def reserve(self, state: TaskState, count: int) -> None:
+        """Count shared slots as used by steps that have not begun yet; negative: no longer."""
+        self._used[state, SHARED_SLOTS] += count
+
     def _count(self, step: RunningStep, difference: int) -> None:
         keys: list[tuple[Counter[Any], Any]] = [(self._used, (step.state, step.slots))]
         if step.state is not None:
@@ -181,8 +185,6 @@ class NextSteps:
     lease_seconds: float
     start: Callable[[Task], None] | None = field(default=None, repr=False)
     """Begins the step of a leased task; None while no worker runs in this process."""
-    _promised: Counter[TaskState] = field(default_factory=Counter)
-    """Slots of steps whose rows are being written."""
 
     @property
     def is_open(self) -> bool:
@@ -194,26 +196,28 @@ class NextSteps:
 
         Their slots are kept until `begin` or `forgo`.
         """
-        free = self.running.free_slots(state) - self._promised[state]
-        if not self.is_open or free < len(task_ids):
+        if not self.is_open or self.running.free_slots(state) < len(task_ids):
             return None
         if any(self.running.has_step_of(task_id, state) for task_id in task_ids):
             return None
-        self._promised[state] += len(task_ids)
+        self.running.reserve(state, len(task_ids))
         return new_lease(self.clock, self.lease_seconds)
 
     def begin(self, task: Task) -> None:
         """Begin the step of a task that has a promised lease now; if the worker has stopped, end the lease."""
-        self.forgo(task.state)
+        self.running.reserve(task.state, -1)  # the step takes its slot now
         if self.start is not None:
             self.start(task)
         else:
             ending = self.running.tasks.renew([(task.id, task.leased_by)], 0.0)
             self.running.start(ending, "release", RunningStep(is_quiet=True))
 
-    def forgo(self, state: TaskState, count: int = 1) -> None:
-        """Give promised slots back."""
-        self._promised[state] -= count
+    def forgo(self, state: TaskState) -> None:
+        """Give the slot of a promised step back."""
+        was_full = self.running.free_slots(state) <= 0
+        self.running.reserve(state, -1)
+        if was_full:  # a worker may wait for it
+            self.running.tasks.database.notify(DUE_CHANNEL)
 
 
 @dataclass(kw_only=True)

@@ -139,7 +139,8 @@ class Transitions:
                     return None  # the row is gone, or another process executed the statements of `also`
                 if fresh.version == task.version:
                     continue  # another task of the request has ended
-                if also or not await self._was_committed(fresh, task, changes):
+                has_our_lease = lease is not None and fresh.leased_by == lease.holder  # so it was committed
+                if not has_our_lease and (also or not await self._was_committed(fresh, task, changes)):
                     task = fresh
                     continue
                 row = fresh

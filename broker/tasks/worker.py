@@ -151,11 +151,11 @@ class Worker:
     async def seconds_until_due(self, due_work: DueWork) -> float:
         """Return the seconds until a step with a free slot is due, `MAX_SLEEP_SECONDS` at most."""
         now = self.clock.now()
-        moments = [at for state, at in due_work.due.items() if self.running.free_slots(state)]
+        moments = [at for state, at in due_work.due.items() if self.running.free_slots(state) > 0]
         for provider, at in due_work.queued.items():
-            if self._free_submissions(provider):
+            if self._free_submissions(provider) > 0:
                 moments.append(await self.submissions.next_at(provider, at))
-        if self.running.free_slots(TaskState.QUEUED):
+        if self.running.free_slots(TaskState.QUEUED) > 0:
             moments.append(due_work.queue_deadline_at)
         if due_work.has_own_lanes and self.submissions.lanes.has_more:
             moments.append(now + LOCKED_PAUSE_SECONDS)

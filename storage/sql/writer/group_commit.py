@@ -187,8 +187,8 @@ class GroupCommitWriter:
         self, connection: sqlite3.Connection, group: Sequence[Write], run: Callable[[sqlite3.Connection, Write], Result]
     ) -> Sequence[Result]:
         connection.execute("BEGIN IMMEDIATE")
-        self.recorder.begin()
         try:
+            self.recorder.begin()
             results = [run(connection, write) for write in group]
             with self.turns.waiting():
                 connection.commit()  # takes the GIL back once, an `execute` after each of its steps

@@ -21,9 +21,11 @@ from broker.tasks.submissions import account_limits
 from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.ids import reference_owner
+from storage.sql.database import Outcome, Statement
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import FINAL_STATES, TaskState
 from storage.task_retention import TaskRetention
-from storage.tasks import Lease, Task
+from storage.tasks import DUE_CHANNEL, Lease, Task
 from tests.support.brokers import RunningBroker, create_tasks, one_account, open_broker, still
 from tests.support.clock import ManualClock
 from tests.support.process import until
@@ -270,8 +272,52 @@ async def test_worker_without_free_slots_polls_again_soon(tmp_path: Path, clock:
     async with still(tmp_path, clock) as services:
         worker = services.worker
         due_work = await worker.read_due_work()
-        for state in (*CONCURRENCY, *FINAL_STATES):
-            for _ in range(worker.running.free_slots(state)):
+        overdue = dict.fromkeys((*CONCURRENCY, *FINAL_STATES), 0.0)
+        due_work = replace(due_work, due=overdue, queued={"kie": 0.0}, queue_deadline_at=0.0)
+        for state in overdue:
+            # one more than there are: a claim and a promise may take the last slot at the same time
+            for _ in range(worker.running.free_slots(state) + 1):
                 worker.running.start(asyncio.get_running_loop().create_future(), "test", RunningStep(state=state))
         assert await worker.seconds_until_due(due_work) == MAX_SLEEP_SECONDS
         await worker.running.cancel_all(held_too=True)
+
+
+async def test_promised_slots_are_not_claimed_and_wake_a_worker_when_they_are_given_back(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with still(tmp_path, clock) as services:
+        promises, running, state = services.next_steps, services.running_steps, TaskState.FETCHING
+        promises.start = lambda task: pytest.fail("no step is to begin")
+        ids = [f"task_{number}" for number in range(CONCURRENCY[state])]
+        assert promises.promise([*ids, "one more"], state) is None
+        assert promises.promise(ids, state) is not None
+        assert (running.free_slots(state), promises.promise(["one more"], state)) == (0, None)
+        with services.database.listen(DUE_CHANNEL) as due:
+            promises.forgo(state)
+            assert await due.wait(0)
+        assert running.free_slots(state) == 1
+
+
+class RunningTwice(SqliteDatabase):
+    """Runs the transaction that brings a result twice, as Postgres does after a commit whose end was unknown."""
+
+    async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
+        outcomes = await super().transact(*statements, wake=wake)
+        if any(statement.params.get("state") == TaskState.FETCHING for statement in statements):
+            await super().transact(*statements, wake=wake)
+        return outcomes
+
+
+@pytest.mark.parametrize("with_callbacks", [True, False])
+async def test_result_whose_commit_had_an_unknown_end_is_downloaded_at_once(
+    tmp_path: Path, with_callbacks: bool
+) -> None:
+    """And not when the lease ends that was written with it: the process that holds it goes on."""
+    async with open_broker(
+        tmp_path,
+        with_callbacks=with_callbacks,
+        lease=600,
+        open_database=lambda settings: RunningTwice(sqlite_path(settings.database)),
+    ) as broker:
+        task_id = await broker.create_task("a red bicycle")
+        assert (await broker.wait_end(task_id))["status"] == "completed"

@@ -152,6 +152,25 @@ async def test_unstorable_value_does_not_affect_other_writers(tmp_path: Path) ->
     assert [row["n"] for row in rows] == [1, 3]
 
 
+async def test_writer_goes_on_after_an_error_at_the_beginning_of_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that stayed open would fail all later ones."""
+    async with traced_writer(tmp_path / "b.db") as (writer, _):
+        begin, failures = writer.recorder.begin, [sqlite3.OperationalError("disk I/O error")] * 4
+
+        def fail_first() -> None:
+            begin()
+            if failures:
+                raise failures.pop()
+
+        monkeypatch.setattr(writer.recorder, "begin", fail_first)
+        failed = await asyncio.gather(*submit_numbers(writer, range(2)), return_exceptions=True)
+        assert [type(one) for one in failed] == [sqlite3.OperationalError] * 2
+        await asyncio.gather(*submit_numbers(writer, range(2)))
+        assert writer.recorder.begun == writer.recorder.finished
+
+
 async def test_group_waits_once_for_a_locked_database(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
     async with traced_writer(path, "busy_timeout=1") as (writer, seen):
