@@ -34,7 +34,7 @@ from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks, task_channel
 MAX_GUARDED: Final = 10
 """Tries to write the end of a task while others of its request end, which each of them does once."""
 
-MAX_RECENT_ATTEMPTS: Final = 256
+MAX_RECENT_SUBMISSIONS: Final = 64
 
 ENDED_CHANNEL: Final = "ended"
 """Channel that wakes what waits for the end of tasks, whichever these are."""
@@ -56,25 +56,29 @@ class AttemptSubject:
 
 
 @dataclass(frozen=True)
-class RecentAttempts:
-    """The attempts of tasks that this process lets wait for a callback, the newest ones, each with its task's version.
+class RecentSubmissions:
+    """Tasks that wait for a callback since this process submitted them, the newest ones, with their attempts.
 
-    Each change of an attempt changes that, so what is found here needs not be read.
+    As they were written here: another process may have changed them. Each change of an attempt changes the version of
+    its task.
     """
 
-    _found: dict[str, tuple[int, Attempt]] = field(default_factory=dict)
+    _found: dict[str, tuple[Task, Attempt]] = field(default_factory=dict)
 
-    def get(self, task: Task, number: int) -> Attempt | None:
+    def get_task(self, task_id: str) -> Task | None:
+        return self._found[task_id][0] if task_id in self._found else None
+
+    def get_attempt(self, task: Task, number: int) -> Attempt | None:
         """Return an attempt as it is with this version of the task; None if it is to be read."""
-        version, attempt = self._found.get(task.id, (0, None))
-        return attempt if attempt and (version, attempt.number) == (task.version, number) else None
+        found = self._found.get(task.id)
+        return found[1] if found and (found[0].version, found[1].number) == (task.version, number) else None
 
     def record(self, after: Task, attempt: Attempt | None, changes: Mapping[str, Any]) -> None:
-        """Keep the attempt of a task that was changed and waits now; drop that of any other."""
+        """Keep a task that was changed and waits now, with the attempt that the change was about; drop any other."""
         self._found.pop(after.id, None)
         if attempt and after.state == TaskState.WAITING and after.expects_callback:
-            self._found[after.id] = (after.version, changed_row(attempt, changes))
-            if len(self._found) > MAX_RECENT_ATTEMPTS:
+            self._found[after.id] = (after, changed_row(attempt, changes))
+            if len(self._found) > MAX_RECENT_SUBMISSIONS:
                 del self._found[next(iter(self._found))]
 
 
@@ -91,7 +95,7 @@ class Transitions:
     metrics: Metrics
     router: Router
     next_steps: NextSteps
-    recent_attempts: RecentAttempts = field(default_factory=RecentAttempts)
+    recent_submissions: RecentSubmissions = field(default_factory=RecentSubmissions)
 
     async def apply(
         self,
@@ -149,7 +153,7 @@ class Transitions:
                     self.next_steps.forgo(TaskState.FETCHING)
                 self.metrics.database_seconds.labels("change").observe(self.clock.monotonic() - begun)
             self.record_change(task, changes, report)
-            self.recent_attempts.record(after, attempt, changes.attempt)
+            self.recent_submissions.record(after, attempt, changes.attempt)
             if lease and row is not None:
                 self.next_steps.begin(row)
             return task
@@ -311,7 +315,7 @@ class Transitions:
         number = about.number or task.attempt
         if not number:
             return None
-        return self.recent_attempts.get(task, number) or await self.attempts.get(task.id, number)
+        return self.recent_submissions.get_attempt(task, number) or await self.attempts.get(task.id, number)
 
     async def _was_committed(self, fresh: Task, task: Task, changes: Changes) -> bool:
         """Return whether the change is in the database: the connection broke between its commit and the response."""

@@ -65,6 +65,10 @@ class CallbackStep:
         insert = self.tables.callbacks.insert_callback(processed)
         return await self._apply_report(callback, task, found, insert)
 
+    async def read_submitted(self, task: Task) -> Task:
+        """Return a task as its submission left it; unchanged if it is gone."""
+        return self.transitions.recent_submissions.get_task(task.id) or await self.tables.tasks.get(task.id) or task
+
     async def _apply_report(self, callback: StoredCallback, task: Task, report: Report, also: Statement) -> bool:
         """Apply the report of a callback and run one more statement; return whether both are durable."""
         row = await self.transitions.apply_report(
@@ -144,7 +148,7 @@ class CallbackQueue:
         async def store() -> None:
             row = task
             if await self.running.wait_for_submission(task.id, SUBMISSION_PATIENCE_SECONDS):
-                row = await self.step.tables.tasks.get(task.id) or task
+                row = await self.step.read_submitted(task)
             if self.is_open and task.id not in self._task_ids and row.state != TaskState.EXPIRED:
                 stored.append(await self.step.store_processed(callback, row, report))
 
