@@ -82,7 +82,7 @@ class HttpConnection(asyncio.Protocol):
         Raises as `send` does. A cancelled call loses nothing.
         """
         response = self.response
-        while response.buffered_bytes < at_least and not response.has_ended:
+        while not self.can_read(at_least):
             self._wanted_bytes = at_least
             await self._wait()
         if response.buffered_bytes:
@@ -93,6 +93,10 @@ class HttpConnection(asyncio.Protocol):
         if response.error is not None:
             raise response.error
         return b""
+
+    def can_read(self, at_least: int = 1) -> bool:
+        """Return whether `read` returns or raises without waiting."""
+        return self.response.buffered_bytes >= at_least or self.response.has_ended
 
     def make_idle(self) -> bool:
         """Return whether the connection can take another request; one that cannot is closed."""

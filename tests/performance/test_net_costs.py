@@ -97,6 +97,25 @@ async def test_submits_share_as_many_connections_as_run_at_once() -> None:
 
 
 @pytest.mark.anyio
+async def test_small_download_over_a_kept_connection_starts_one_timer() -> None:
+    """For the head of the response; what has arrived with it is read without one."""
+    loop, timers = asyncio.get_running_loop(), 0
+    schedule = loop.call_at
+
+    def count(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        nonlocal timers
+        timers += 1
+        return schedule(*args, **kwargs)
+
+    async with serve(keep_answering) as server, aclosing(Fetcher(allow=[server.host])) as fetcher:
+        await read_all(fetcher, server.url())
+        loop.__dict__["call_at"] = count
+        for _ in range(10):
+            assert await read_all(fetcher, server.url()) == len(PNG)
+        assert timers == 10
+
+
+@pytest.mark.anyio
 async def test_small_image_costs_one_thread_hop_and_three_syncs(tmp_path: Path) -> None:
     """The file, its folder and the shard that names the folder; the root once per shard."""
 

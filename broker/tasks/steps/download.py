@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Set
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -78,7 +78,10 @@ class DownloadStep:
         missing = [position for position in range(len(task.outputs)) if position not in done]
         if task.step_retries:
             self.transitions.metrics.download_retries.inc(len(missing))
-        outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
+        if len(missing) == 1:  # most jobs have one result, which needs no task of its own
+            outcomes = [await self._download(task, missing[0])]
+        else:
+            outcomes = await asyncio.gather(*(self._download(task, position) for position in missing))
         results = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
         return results, [outcome for outcome in outcomes if isinstance(outcome, DownloadFailure)]
 
@@ -105,13 +108,14 @@ class DownloadStep:
             image = await self.intake.from_stream(task.id, chunks, max_bytes=max_bytes)
         return image.to_row(owner=task.id, kind="result", position=position, now=self.transitions.clock.now())
 
-    @asynccontextmanager
-    async def _open_output(self, output: str) -> AsyncGenerator[AsyncIterator[bytes]]:
+    def _open_output(self, output: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open the bytes of a result, at its URL or in the store, where the response to the submission put it."""
-        if not output.startswith(STORED_PREFIX):
-            async with self.fetcher.open(output, max_bytes=self.max_download_bytes) as chunks:
-                yield chunks
-            return
+        if output.startswith(STORED_PREFIX):
+            return self._open_stored(output)
+        return self.fetcher.open(output, max_bytes=self.max_download_bytes)
+
+    @asynccontextmanager
+    async def _open_stored(self, output: str) -> AsyncGenerator[AsyncIterator[bytes]]:
         try:
             reader = await self.blobs.open(output.removeprefix(STORED_PREFIX))
         except BlobMissing as error:
