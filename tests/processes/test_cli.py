@@ -188,7 +188,7 @@ def test_serve_stops_on_a_signal(shell: Shell, number: signal.Signals) -> None:
     with serving(shell, "serve") as (process, address):
         assert accepts_connections(address)
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "webhook at" in out
     assert "PRETEND PICTURES" in err
