@@ -11,10 +11,14 @@ from broker.net.dialing import Dialer
 
 KEEPALIVE_SECONDS: Final = 5.0
 """Short, so that an order rarely uses a connection that the provider is about to close."""
+MAX_IDLE: Final = 128
+"""Connections of one pool that wait: whoever names a host of its own for each download must not use up the sockets."""
 
 
 class ConnectionPool:
-    """Connections that wait for their next request, at most `KEEPALIVE_SECONDS`; no timer runs while there are none.
+    """At most `MAX_IDLE` connections that wait for their next request, at most `KEEPALIVE_SECONDS` each.
+
+    No timer runs while there are none.
 
     A connection is reused for the scheme, host and port that it was dialed for, so the policy of the dialer has
     allowed its address for this very origin.
@@ -40,7 +44,7 @@ class ConnectionPool:
 
     def release(self, connection: HttpConnection) -> None:
         """Keep the connection if its response arrived as a whole and may be followed by another, else close it."""
-        if self._is_closed:
+        if self._is_closed or sum(map(len, self._idle.values())) >= MAX_IDLE:
             connection.close()
         elif connection.make_idle():
             loop = asyncio.get_running_loop()

@@ -268,24 +268,24 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         return True
 
     def _parse_chunks(self) -> bool:
-        """Parse the next line of a chunked body, or content of its current chunk.
+        """Parse what is left of the current chunk, and the line after it.
 
         So the parser does not read beyond the end of the body, which it cannot be asked for.
         """
         if self._turn.is_over:
             self.hold(self._turn.start_next())
             return False
-        start = self._parsed
-        if self._chunk_left:
-            end = min(start + self._chunk_left, len(self._buffer))
-            self._chunk_left -= end - start
+        start, received = self._parsed, len(self._buffer)
+        end = start + self._chunk_left
+        if end > received:
+            self._chunk_left, end = end - received, received
         else:
-            end = self._buffer.find(b"\n", start) + 1
-            if not end:
-                if self._idle_bytes + len(self._buffer) - start > MAX_HEAD_BYTES:
+            self._chunk_left, self._line_start = 0, end
+            end = self._buffer.find(b"\n", end, end + MAX_HEAD_BYTES) + 1 or end
+            if end == start:
+                if self._idle_bytes + received - start > MAX_HEAD_BYTES:
                     raise _MalformedRequest
                 return False
-            self._line_start = start
         self._idle_bytes += end - start
         self._feed(end)
         if self._idle_bytes > MAX_HEAD_BYTES or self._header_lines + len(self.headers) > MAX_HEADER_LINES:

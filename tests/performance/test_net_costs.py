@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from broker.net.api_client import ApiClient
+from broker.net.connection_pool import MAX_IDLE
 from broker.net.fetcher import Fetcher
 from broker.net.response_parser import ResponseParser
 from storage.blobs.local import LocalBlobs
@@ -113,6 +114,30 @@ async def test_small_download_over_a_kept_connection_starts_one_timer() -> None:
         for _ in range(10):
             assert await read_all(fetcher, server.url()) == len(PNG)
         assert timers == 10
+
+
+@pytest.mark.anyio
+async def test_downloads_from_many_hosts_keep_a_limited_number_of_connections() -> None:
+    """A caller chooses the hosts; open files are limited."""
+    ended = 0
+
+    async def answer_until_end(visit: Visit) -> None:
+        nonlocal ended
+        try:
+            await keep_answering(visit)
+        except asyncio.IncompleteReadError:
+            ended += 1
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async with serve(answer_until_end) as server:
+        hosts = [f"host{number}.example.com:{server.port}" for number in range(MAX_IDLE + 20)]
+        async with aclosing(Fetcher(allow=hosts, resolve=resolve)) as fetcher:
+            for host in hosts:
+                await read_all(fetcher, f"http://{host}/")
+            await asyncio.sleep(0.05)
+            assert server.connections - ended == MAX_IDLE
 
 
 @pytest.mark.anyio

@@ -190,6 +190,7 @@ STRICTER: Final = {
     "coding in tabs": post(b"Transfer-Encoding:\tchunked\t", body=LAST),
     "empty chunk extension": chunks(b"2;\r\nab\r\n0\r\n\r\n"),
     "chunk extension too large": chunks(b"2;a=" + b"x" * 16384 + b"\r\nab\r\n0\r\n\r\n"),
+    "later chunk extension too large": chunks(b"2\r\nab\r\n2;a=" + b"x" * 16384 + b"\r\nab\r\n0\r\n\r\n"),
     "control in a chunk extension": chunks(b"2;a\x00\r\nab\r\n0\r\n\r\n"),
     "blank after a chunk size": chunks(b"2 \r\nab\r\n0\r\n\r\n"),
     "line feed after the last chunk": chunks(b"2\r\nab\r\n0\r\n\n"),
