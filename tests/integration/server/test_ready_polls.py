@@ -13,7 +13,6 @@ import asyncpg
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from storage.states import TaskState
@@ -106,16 +105,18 @@ async def test_own_and_foreign_changes_are_seen_at_once(broker: ApiBroker) -> No
 
 
 @pytest.mark.anyio
-async def test_poll_is_answered_before_the_routes_with_one_read_at_most(unserved: ApiBroker, parser: str) -> None:
+async def test_poll_is_answered_before_the_routes_with_one_read_at_most(
+    unserved: ApiBroker, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app, routed = cast(Starlette, unserved.mounted.app), 0
-    routes: ASGIApp = app.router
+    routes: ASGIApp = app.router.app
 
     async def count(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal routed
         routed += 1
         await routes(scope, receive, send)
 
-    app.router = cast(Router, count)
+    monkeypatch.setattr(app.router, "app", count)
     for task in await add_tasks(unserved):
         for _ in range(3):
             await poll(unserved, task)
