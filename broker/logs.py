@@ -72,8 +72,7 @@ def safe_exc_info(error: Exception) -> Any:
 
 def hide_secrets(event: _Event) -> _Event:
     """Hide values that look like secrets, by name and by shape, in case a call site missed one."""
-    texts = "\n".join(map(str, event.values()))
-    if _SECRET_NAMES.isdisjoint(event) and not _SECRET_VALUES.search(texts):  # one search for all is the usual case
+    if _SECRET_NAMES.isdisjoint(event) and not _may_hold_secrets("\n".join(map(str, event.values()))):
         return event
     for name, value in event.items():
         if name in _SECRET_NAMES:
@@ -81,6 +80,11 @@ def hide_secrets(event: _Event) -> _Event:
         elif isinstance(value, str):
             event[name] = _SECRET_VALUES.sub(_hide, value)
     return event
+
+
+def _may_hold_secrets(text: str) -> bool:
+    """Return True if `_SECRET_VALUES` could match: to search a usual line for it takes a fifth of the line's time."""
+    return "?" in text or "&" in text or "bearer" in text.lower()
 
 
 def _hide(match: re.Match[str]) -> str:

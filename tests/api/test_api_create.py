@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from broker.api.http.request_body import parse_json
+from broker.api.native.schemas import OrderAccepted
 from broker.errors import ApiError
 from broker.ordering.service import OrderService
 from storage.blobs.store import BlobStore
@@ -79,6 +80,13 @@ async def test_message_is_in_the_language_of_the_caller(tmp_path: Path) -> None:
             headers = [(b"accept-language", language.encode("latin-1"))]
             answer = await broker.client.post(CREATE, json=PROMPT, headers=headers)
             assert answer.json()["message"] == message, language
+
+
+async def test_response_is_the_document_of_its_model(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as broker:
+        document = (await broker.client.post(CREATE, json={**PROMPT, "unknown": 1, "numberOfImages": 2})).json()
+    built = OrderAccepted.model_validate(document).to_document()
+    assert json.dumps(built) == json.dumps(document)
 
 
 async def test_form_of_the_old_front_end_is_accepted(tmp_path: Path) -> None:
