@@ -40,6 +40,8 @@ class BegunSubmission:
     """A submission whose intent is durable."""
 
     task: Task
+    callback_url: str | None
+    """The URL that the provider calls; None if it does not."""
     attempt: Attempt | None = None
     """None if the task was read again, and may have changed since."""
     errors: int | None = None
@@ -127,11 +129,11 @@ class SubmitStep:
             price=provider.build_request(order, None).get("price"),
             usd_per_unit=self.usd_per_unit(provider.name),
         )
-        has_url = self.callback_url(task.provider, task.id, number) is not None
+        url = self.callback_url(task.provider, task.id, number)
         intent = lifecycle.begin_submission(
             task,
             key_id=provider.key_id,
-            expects_callback=has_url and provider.expects_callback(order),
+            expects_callback=url is not None and provider.expects_callback(order),
             now=now,
             policy=self.transitions.policy,
         )
@@ -140,7 +142,8 @@ class SubmitStep:
             # one writer orders the transactions of SQLite by itself, and writes many of them together
             async with self.reservations if self.limits.database.skip_locked else nullcontext():
                 row, errors = await self.transitions.begin_submission(task, intent, reserving)
-            begun: BegunSubmission | None = BegunSubmission(task=row, attempt=attempt, errors=errors)
+            url = url if row.expects_callback else None
+            begun: BegunSubmission | None = BegunSubmission(task=row, callback_url=url, attempt=attempt, errors=errors)
         except (Stale, StorageError):
             begun = await self._find_intent(task, number)
         if begun is None:
@@ -155,16 +158,16 @@ class SubmitStep:
         row = await _retry_storage(lambda: self.transitions.tasks.get(task.id), task)
         # under another lease it is the intent of another worker
         if row and (row.state, row.attempt, row.leased_by) == (TaskState.SUBMITTING, number, task.leased_by):
-            return BegunSubmission(task=row)
+            url = self.callback_url(row.provider, row.id, number) if row.expects_callback else None
+            return BegunSubmission(task=row, callback_url=url)
         return None
 
     async def _submit_order(self, intent: BegunSubmission, order: Order, provider: Provider) -> None:
         task = intent.task
-        url = self.callback_url(task.provider, task.id, task.attempt) if task.expects_callback else None
         begun = self.transitions.clock.monotonic()
         report: Report
         try:
-            report = await provider.submit(order, url, self.sinks.for_task(task.id))
+            report = await provider.submit(order, intent.callback_url, self.sinks.for_task(task.id))
         except SinkError as error:
             report = sink_failure(error)
         except ProviderError as error:
