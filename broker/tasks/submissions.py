@@ -74,6 +74,11 @@ class SubmissionQueue:
         """Return whether an order of an account could be claimed now."""
         return await self.tables.task_queue.has_waiting(account, self.clock.now())
 
+    async def has_capacity(self, account: str, count: int) -> bool:
+        """Return whether an account of the operator takes so many orders now."""
+        pool = self.accounts.house.get(account)
+        return pool is not None and (await self._get_capacity(pool)).free >= count
+
     async def next_at(self, account: str, queued_at: float) -> float:
         """Return the moment of the next submission. queued_at: when the first order is due; infinite without one.
 

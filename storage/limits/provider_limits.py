@@ -113,6 +113,9 @@ _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a
     ON a.provider = l.provider AND a.key_id = l.key_id
     WHERE l.provider = :provider AND l.key_id = :key_id AND l.errors > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
+# one that only the operator can end lets an order through, which is refused with the reason
+_IS_COOLING = f"""EXISTS (SELECT 1 FROM provider_limits WHERE {_ACCOUNT} AND paused_until > :now
+    AND paused_until < :latest AND reason NOT IN ({", ".join(f"'{reason}'" for reason in SET_ASIDE_REASONS)}))"""
 _ACTIVE = "EXISTS (SELECT 1 FROM provider_keys WHERE id = :key_id AND retired_at IS NULL)"
 
 
@@ -163,12 +166,11 @@ class ProviderLimits:
         return int(row["errors"]) if row else 0
 
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
-        """Write the attempt if its key has capacity and its provider is not paused; otherwise `Stale`.
+        """Write the attempt if its key has capacity and no cooldown, and its provider is not paused; otherwise `Stale`.
 
         1. Lock the key's row, so that transactions count one after the other, and return its `errors`. 2. Count, and
-        write. It follows the
-        statement that makes the task `submitting`, so the task itself counts as one running job. The key of a user must
-        be active; see `ProviderKeys.retire_key`.
+        write. It follows the statement that makes the task `submitting`, so the task itself counts as one running job.
+        The key of a user must be active; see `ProviderKeys.retire_key`.
         """
         active = f"AND {_ACTIVE}" if is_own_account(attempt.provider) else ""
         account = {"provider": attempt.provider, "key_id": attempt.key_id}
@@ -185,9 +187,12 @@ class ProviderLimits:
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
                 WHERE ({_SUBMITTED_WITHIN}) < :creates_per_window
                 AND ({_RUNNING_WITHIN}) <= :concurrency AND ({_PROBE}) = 0
+                AND NOT {_IS_COOLING}
                 AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :paused) {active}""",
             params={
                 "paused": provider_of(attempt.provider),
+                "now": attempt.sent_at,
+                "latest": attempt.sent_at + MAX_COOLDOWN_SECONDS,
                 **vars(attempt),
                 **vars(limits),
                 **_count_params(attempt.provider, attempt.key_id, limits, attempt.sent_at),

@@ -65,4 +65,7 @@ class Arrivals:
             return None
         if await self.submissions.has_waiting(account):
             return None
+        # the reservation decides, but only after an upload, and the slot can serve other providers meanwhile
+        if any(task.references for task in tasks) and not await self.submissions.has_capacity(account, len(tasks)):
+            return None
         return self.next_steps.promise([task.id for task in tasks], TaskState.QUEUED)

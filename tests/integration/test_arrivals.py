@@ -1,0 +1,164 @@
+"""New orders that are submitted at once: never ahead of others, of a limit or of a pause, and never twice."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.errors import ApiError
+from broker.orders import DataUriReference, ImageParams, OrderRequest
+from broker.reports import Pending
+from broker.services import Services
+from broker.tasks.running import CONCURRENCY
+from broker.tasks.submissions import account_limits
+from storage.attempts import Attempt
+from storage.ids import new_task_id
+from storage.states import TaskState
+from storage.tasks import Task
+from tests.support.api import png
+from tests.support.brokers import create_tasks, one_account, still
+from tests.support.clock import ManualClock
+
+pytestmark = pytest.mark.anyio
+
+FOX = OrderRequest(params=ImageParams(prompt="a fox"))
+PICTURE = "data:image/png;base64," + base64.b64encode(png()).decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arriving:
+    """A broker whose worker only notes the steps that it is to begin."""
+
+    services: Services
+    begun: list[Task]
+
+    @property
+    def free(self) -> int:
+        return self.services.running_steps.free_slots(TaskState.QUEUED)
+
+    async def order(self, request: OrderRequest = FOX) -> Task:
+        """Return the row of a new order."""
+        task = await self.services.tables.tasks.get((await create_tasks(self.services, request))[0].id)
+        assert task is not None
+        return task
+
+
+@asynccontextmanager
+async def arriving(folder: Path, clock: ManualClock, **settings: Any) -> AsyncIterator[Arriving]:
+    async with still(folder, clock, **settings) as services:
+        begun = list[Task]()
+        services.next_steps.start = begun.append
+        yield Arriving(services=services, begun=begun)
+
+
+async def test_order_that_nothing_waits_before_begins_with_its_own_row_and_lease(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with arriving(tmp_path, clock) as broker:
+        task = await broker.order()
+        assert broker.begun == [task]
+        assert task.leased_by and task.lease_until > clock.now()
+        assert broker.free == CONCURRENCY[TaskState.QUEUED], "its slot is the step's by now"
+
+
+async def test_repeated_and_refused_orders_begin_nothing_and_keep_no_slot(tmp_path: Path, clock: ManualClock) -> None:
+    async with arriving(tmp_path, clock, rate_per_minute=1) as broker:
+        request = replace(FOX, idempotency_key="one-click")
+        assert await broker.order(request) == await broker.order(request)
+        with pytest.raises(ApiError):
+            await broker.order()
+        assert len(broker.begun) == 1
+        assert broker.free == CONCURRENCY[TaskState.QUEUED]
+
+
+async def test_order_waits_for_its_turn_behind_another(tmp_path: Path, clock: ManualClock) -> None:
+    async with arriving(tmp_path, clock) as broker:
+        start, broker.services.next_steps.start = broker.services.next_steps.start, None
+        await broker.order()
+        broker.services.next_steps.start = start
+        assert not (await broker.order()).leased_by
+        assert not broker.begun
+
+
+async def test_order_waits_while_its_provider_is_paused(tmp_path: Path, clock: ManualClock) -> None:
+    async with arriving(tmp_path, clock) as broker:
+        await broker.services.database.transact(
+            broker.services.tables.provider_limits.pause_provider("kie", clock.now())
+        )
+        assert not (await broker.order()).leased_by
+        assert not broker.begun
+
+
+async def test_order_with_references_waits_for_capacity(tmp_path: Path, clock: ManualClock) -> None:
+    """Its upload would hold a slot that orders for other providers can use."""
+    async with arriving(tmp_path, clock, max_concurrent=1) as broker:
+        request = replace(FOX, sources=(DataUriReference(text=PICTURE),))
+        first = await broker.order(request)
+        await _occupy(broker.services, first, clock)
+        assert not (await broker.order(request)).leased_by
+        assert broker.begun == [first]
+
+
+async def test_held_orders_and_those_of_several_providers_are_left_to_a_claim(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with arriving(tmp_path, clock) as broker:
+        task, arrivals = await broker.order(), broker.services.arrivals
+        new = replace(task, id=new_task_id(), leased_by="", lease_until=0.0)
+        held = replace(new, due_at=new.deadline_at + 1)
+        for tasks in [(held,), (new, replace(new, id=new_task_id(), provider="fal"))]:
+            async with arrivals.taking(tasks) as arrival:
+                assert arrival.tasks == tasks
+                arrival.is_written = True
+        assert broker.begun == [task]
+
+
+async def test_cooldown_that_another_process_began_stops_a_submission_that_has_begun(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """The status of the providers, half a second old, does not show it; the provider may bill each further order."""
+    async with arriving(tmp_path, clock) as broker, still(tmp_path, clock) as other:
+        await broker.services.router.statuses()
+        limits = other.tables.provider_limits
+        (key,) = broker.services.accounts.house["kie"].accounts
+        await other.database.transact(limits.start_cooldown("kie", key, clock.now() + 30, "provider_unavailable"))
+        task = await broker.order()
+        assert broker.begun == [task]
+        provider = _Accepting(broker.services.accounts.house["kie"].preferred)
+        submit = broker.services.worker.steps.submit
+        accounts = one_account(submit.accounts, "kie", provider)
+        await replace(submit, accounts=accounts, queue=replace(submit.queue, accounts=accounts)).run(task)
+        after = await broker.services.tables.tasks.get(task.id)
+        assert after is not None
+        assert (provider.submitted, after.state, after.leased_by) == (0, TaskState.QUEUED, "")
+
+
+class _Accepting:
+    """A provider that accepts every order."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+        self.submitted = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    async def submit(self, order: Any, callback_url: str | None, sink: Any) -> Any:
+        self.submitted += 1
+        return Pending(job_id="job")
+
+
+async def _occupy(services: Services, task: Task, clock: ManualClock) -> None:
+    """Let a task occupy a place at its provider."""
+    limits, provider = services.tables.provider_limits, services.providers["kie"]
+    attempt = Attempt(task_id=task.id, number=1, provider="kie", key_id=provider.key_id, sent_at=clock.now())
+    await services.database.transact(
+        services.tables.tasks.update_task(task, state=TaskState.WAITING, key_id=provider.key_id, attempt=1),
+        *limits.reserve_submission(attempt, account_limits(provider)),
+    )
