@@ -3,8 +3,8 @@
 A trigger of the only writing connection records each row that a statement of this process changes, whatever statement
 that is, and the event loop gets the ids before the writer's caller gets its result. Commits of other processes show in
 `PRAGMA data_version`, which names no rows. The writer reads it inside each transaction, when no other process can
-commit, and once more a moment after the last one. The reader looks once per turn of the event loop; what it cannot tell
-from a commit of this process, the writer finds.
+commit, and once more a moment after the last one. The reader looks after each commit of this process, and once per turn
+of the event loop when it is asked; what it cannot tell from a commit of this process, the writer finds.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class RowChanges:
         self._listeners.append(listener)
 
     def report(self, changed: ChangedRows) -> None:
+        """Take what the writer has recorded, and look: a later commit of another process stands alone then."""
+        self._look()
         self._epoch += changed.is_foreign
         if changed.ids:
             for listener in self._listeners:

@@ -116,6 +116,16 @@ async def test_foreign_commit_right_after_an_own_one_is_found_without_another_on
                 await asyncio.sleep(LAST_LOOK_SECONDS / 10)
 
 
+async def test_foreign_commit_long_after_an_own_one_is_seen_at_once(tmp_path: Path) -> None:
+    """The writer has looked for the last time, and no request asked in between."""
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        await one.database.execute(UPDATE, id="b", name="1")
+        await asyncio.sleep(LAST_LOOK_SECONDS * 1.5)
+        one.commit_elsewhere()
+        assert one.changes.epoch() > before
+
+
 async def test_many_questions_of_one_turn_cost_one_look(tmp_path: Path) -> None:
     async with tracked(tmp_path) as one:
         before = one.changes.epoch()
