@@ -105,14 +105,15 @@ async def test_order_with_references_waits_for_capacity(tmp_path: Path, clock: M
         assert broker.begun == [first]
 
 
-async def test_held_orders_and_those_of_several_providers_are_left_to_a_claim(
+async def test_held_turns_and_orders_with_slots_of_their_own_and_for_several_providers_are_left_to_a_claim(
     tmp_path: Path, clock: ManualClock
 ) -> None:
-    async with arriving(tmp_path, clock) as broker:
-        task, arrivals = await broker.order(), broker.services.arrivals
+    async with arriving(tmp_path, clock, openrouter_keys="a-key-of-openrouter-0123456789") as broker:
+        task, arrivals = await broker.order(replace(FOX, provider="kie")), broker.services.arrivals
         new = replace(task, id=new_task_id(), leased_by="", lease_until=0.0)
         held = replace(new, due_at=new.deadline_at + 1)
-        for tasks in [(held,), (new, replace(new, id=new_task_id(), provider="fal"))]:
+        slow = replace(new, provider="openrouter")
+        for tasks in [(held,), (slow,), (new, replace(slow, id=new_task_id()))]:
             async with arrivals.taking(tasks) as arrival:
                 assert arrival.tasks == tasks
                 arrival.is_written = True

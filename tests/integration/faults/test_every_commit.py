@@ -48,7 +48,7 @@ class Mortal(SqliteDatabase):
             self._die()
         return await super().fetch(sql, **params)
 
-    async def point(self, sql: str, **params: Any) -> Row | None:
+    async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         if self.dead:
             self._die()
         return await super().fetch_one(sql, **params)

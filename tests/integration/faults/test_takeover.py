@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -321,3 +323,20 @@ async def test_result_whose_commit_had_an_unknown_end_is_downloaded_at_once(
     ) as broker:
         task_id = await broker.create_task("a red bicycle")
         assert (await broker.wait_end(task_id))["status"] == "completed"
+
+
+def test_processes_that_were_forked_name_their_leases_differently() -> None:
+    """By the name a process knows an intent to submit as its own: two with one name would both submit."""
+    forking = """
+import os
+from broker.clock import SystemClock
+from broker.tasks.running import new_lease
+new_lease(SystemClock(), 1.0)
+for _ in range(3):
+    if not os.fork():
+        print(new_lease(SystemClock(), 1.0).holder, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    ran = subprocess.run([sys.executable, "-c", forking], capture_output=True, text=True, check=True, timeout=30)
+    assert len(set(ran.stdout.split())) == 3
