@@ -148,7 +148,7 @@ def test_only_the_listed_functions_change_a_task() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"update_task", "update_all"}
     }
     assert writers == {
-        ("broker/tasks/transitions.py", "apply"),
+        ("broker/tasks/transitions.py", "_change"),
         ("broker/tasks/transitions.py", "begin_submission"),
         ("broker/tasks/retention.py", "_expire"),
         ("broker/tasks/retention.py", "_delete_files"),
