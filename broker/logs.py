@@ -139,7 +139,7 @@ class _LineFormatter(logging.Formatter):
         self._render = _json_line if form == "json" else _colored_line() if colors else _plain_line
 
     def format(self, record: logging.LogRecord) -> str:
-        event = record.msg if isinstance(record.msg, dict) else self._foreign_event(record)
+        event = record.msg if isinstance(record, _Record) else self._foreign_event(record)
         if self._process is not None:
             event["process"] = self._process
         return self._render(event)

@@ -77,3 +77,12 @@ def test_libraries_log_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> N
     event = json.loads(capsys.readouterr().err)
     assert (event["level"], event["logger"]) == ("error", "other")
     assert event["event"] == "failed at https://x.example/?key=[hidden]"
+
+
+def test_message_of_a_library_may_be_a_dict(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json", None)
+    logging.getLogger("other").error({"header": "Bearer canary"})
+    event = json.loads(capsys.readouterr().err)
+    assert event["logger"] == "other"
+    assert "header" in event["event"]
+    assert "canary" not in event["event"]
