@@ -99,6 +99,8 @@ class _Record(logging.LogRecord):
 
     name, args, exc_info, exc_text, stack_info, levelno = "broker", None, None, None, None, logging.INFO
 
+    msg: Any
+
     def __init__(self, event: _Event) -> None:
         self.msg = event
 
