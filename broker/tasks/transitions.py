@@ -182,7 +182,7 @@ class Transitions:
 
     def _promise_next_step(self, task: Task, values: dict[str, Any]) -> Lease | None:
         """Put a lease of this process into the columns of a task that goes on with a step which can begin here."""
-        if values.get("state") != TaskState.FETCHING or values["due_at"] > self.clock.now():
+        if values.get("state") != TaskState.FETCHING:
             return None
         lease = self.next_steps.promise([task.id], TaskState.FETCHING)
         if lease is not None:
