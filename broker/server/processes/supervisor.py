@@ -146,11 +146,26 @@ class Supervisor:
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # none may meet the handlers of the other side of the fork
-        pid = os.fork()
-        if pid == 0:
-            self._become_process(number, ours, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        theirs.close()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_process(number, ours, theirs)
+        except OSError as error:  # too many processes, or too little memory: the others must go on
+            ours.close()
+            if self._summary is None:
+                raise
+            pause = self._restarts[number].plan(0.0)
+            log.error(
+                "a process cannot be started",
+                action="server_process_not_started",
+                process=number,
+                problem=error.strerror,
+                restart_seconds=pause,
+            )
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            theirs.close()
         ours.setblocking(False)
         self._restarts[number].at = None
         self._children[number] = _Child(pid, ours)

@@ -23,6 +23,31 @@ def run_process(number, link):
 raise SystemExit(Supervisor(1, run_process, print).run())
 """
 
+_REFUSED_ONCE: Final = """
+import errno, os, signal
+from broker.server.processes.link import READY, encode
+from broker.server.processes.supervisor import Supervisor
+
+supervisor, fork, forks = os.getpid(), os.fork, 0
+
+def fork_at_third():
+    global forks
+    forks += 1
+    if forks == 2:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+
+def run_process(number, link):
+    link.send(encode(READY, []))
+    if forks == 3:
+        os.kill(supervisor, signal.SIGTERM)
+        signal.pause()
+    return 0
+
+os.fork = fork_at_third
+raise SystemExit(Supervisor(1, run_process, lambda summary: None).run())
+"""
+
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("is_read", [True, False])
@@ -49,3 +74,11 @@ def test_unforeseen_error_of_a_process_is_printed() -> None:
     ended = subprocess.run([sys.executable, "-c", _FAILING], capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 1
     assert "LookupError: a defect" in ended.stderr
+
+
+def test_process_that_the_system_refuses_is_tried_again() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _REFUSED_ONCE], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "server_process_not_started" in ended.stdout
