@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
@@ -262,8 +262,8 @@ class LeaseKeeper:
 
 
 def new_lease(clock: Clock, seconds: float) -> Lease:
-    """Return a lease with a new holder: a name and no secret, so it needs no system call, which yields to threads."""
-    return Lease(holder=f"{random.getrandbits(64):016x}", until=clock.now() + seconds)
+    """Return a lease with a new holder."""
+    return Lease(holder=secrets.token_hex(8), until=clock.now() + seconds)
 
 
 def _step_state(state: TaskState) -> TaskState:
