@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -112,6 +112,8 @@ class RunningSteps:
         self._steps[future] = step
         self._count(step, 1)
         future.add_done_callback(self._remove)
+        if isinstance(work, Coroutine):
+            future.add_done_callback(lambda _: work.close())  # of a step that was cancelled before it began
 
     def _remove(self, future: asyncio.Task[bool]) -> None:
         step = self._steps.pop(future)
