@@ -38,7 +38,8 @@ async def measure(bench: Bench) -> list[Row]:
         async with bench.broker(None, data=data) as broker:
             return await _watch(bench, broker.subject)
 
-    await ours(new)  # creates the database
+    async with bench.broker(None, data=new):
+        pass  # creates the database
     found = await bench.interleave(
         {"P": bare, "new": lambda: ours(new), "many": lambda: ours(many)}, rounds=bench.options.few_rounds
     )
