@@ -94,7 +94,7 @@ def run_command(program: str, paths: Paths, json_name: str) -> int:
     parser.add_argument("--only", default=",".join(paths), help=f"of {', '.join(paths)}; separated by commas")
     parser.add_argument("--long", action="store_true", help="all sizes as in the goals; takes an hour")
     parser.add_argument("--rounds", type=int, help="3; in the long form 5")
-    parser.add_argument("--seconds", type=float, help="of each measurement: 0.8; in the long form 4")
+    parser.add_argument("--seconds", type=float, help="of each measurement: 0.7; in the long form 4")
     parser.add_argument("--json", type=Path, default=BUILD / json_name)
     parser.add_argument("--markdown", type=Path, help="document that gets the table, between its two marks")
     chosen = parser.parse_args()
@@ -103,7 +103,7 @@ def run_command(program: str, paths: Paths, json_name: str) -> int:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     sizes = Options(
         rounds=chosen.rounds or (5 if chosen.long else 3),
-        seconds=chosen.seconds or (4.0 if chosen.long else 0.8),
+        seconds=chosen.seconds or (4.0 if chosen.long else 0.7),
         is_long=chosen.long,
     )
     selected = {name: measure for name, measure in paths.items() if name in wanted}
