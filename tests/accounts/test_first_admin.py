@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from structlog.testing import capture_logs
 
 from broker.accounts.first_admin import prepare_accounts
 from broker.accounts.users import UserChanges
@@ -17,6 +16,7 @@ from storage.accounts.users import User
 from tests.accounts.opening import PASSWORD, open_accounts, outcome_of
 from tests.integration.test_doctor import get_finding, make_settings
 from tests.support.clock import ManualClock
+from tests.support.log_lines import captured_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def test_start_says_that_the_first_admin_is_somebody_else(tmp_path: Path, 
         settings = services.settings.model_copy(update={"admin_username": "Root", "admin_password": SECRET})
         for changes, lines in ((UserChanges(), 1), (UserChanges(is_admin=True), 0), (UserChanges(is_disabled=True), 1)):
             await services.users.change(user.id, changes)
-            with capture_logs() as logged:
+            with captured_lines() as logged:
                 await prepare_accounts(services.users, settings)
             assert [one["action"] for one in logged] == ["first_admin_is_none"] * lines
 

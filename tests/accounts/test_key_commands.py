@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from broker.cli.admin.api_keys import add_key, list_keys, revoke_key
 from broker.cli.admin.users import add_user as create_user
@@ -23,6 +21,7 @@ from broker.client import BrokerApiError
 from storage.states import TaskState
 from tests.accounts.test_api_keys import add_user
 from tests.support.api import ApiBroker, open_api
+from tests.support.log_lines import restored_logging
 
 pytestmark = pytest.mark.anyio
 
@@ -30,12 +29,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """Restore logging, which commands configure."""
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
-    yield
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
-    logging.getLogger("broker").setLevel(logging.NOTSET)
-    structlog.reset_defaults()
+    with restored_logging():
+        yield
 
 
 class Printed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 from starlette.requests import Request
-from structlog.testing import capture_logs
 
 from broker.api.http.responses import error_response, to_json
 from broker.errors import STATUS_OF, TASK_CODES, ApiError, FieldError
@@ -23,6 +21,7 @@ from storage.states import TaskState
 from storage.tables import Tables
 from tests.support.api import ApiBroker, open_api
 from tests.support.clock import ManualClock
+from tests.support.log_lines import captured_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -184,13 +183,13 @@ async def test_storage_error_is_temporary(tmp_path: Path) -> None:
 
 async def test_unforeseen_error_is_answered_without_details(tmp_path: Path) -> None:
     """Neither the response nor the log repeats the text of an error: it may contain what a caller sent."""
-    with capture_logs() as lines:
+    with captured_lines() as lines:
         async with open_api(tmp_path) as broker:
             mount_broken_images(broker, KeyError(CANARY))
             await check(await broker.client.get(IMAGE), 500, "internal_error")
             assert (await broker.client.get("/health")).status_code == 200
     (line,) = (line for line in lines if line["action"] == "request_failed")
-    logged = "".join(traceback.format_exception(*line["exc_info"]))
+    logged = line["exception"]
     assert "KeyError" in logged
     assert "api/images.py" in logged
     assert CANARY not in logged

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from structlog.contextvars import merge_contextvars
-from structlog.testing import capture_logs
 
+from broker.logs import LogEvent
 from storage.states import TaskState
 from tests.support.api import open_api, png
+from tests.support.log_lines import captured_lines
 
 pytestmark = pytest.mark.anyio
 
-Lines = list[MutableMapping[str, Any]]
+Lines = list[LogEvent]
 UNKNOWN = f"/api/task/task_{'0' * 32}"
 
 
@@ -26,12 +24,12 @@ def request_lines(lines: Lines) -> Lines:
 
 
 async def test_each_request_is_one_line_with_its_id(tmp_path: Path) -> None:
-    with capture_logs(processors=[merge_contextvars]) as lines:
+    with captured_lines() as lines:
         async with open_api(tmp_path) as broker:
             answer = await broker.client.post("/api/generate/image", json={"prompt": "canary"})
     (line,) = request_lines(lines)
     assert (line["method"], line["route"], line["status"]) == ("POST", "/api/generate/image", 202)
-    assert (line["operation"], line["log_level"], line["owner"]) == ("createImage", "info", "house:local")
+    assert (line["operation"], line["level"], line["owner"]) == ("createImage", "info", "house:local")
     assert re.fullmatch("[0-9a-f]{16}", line["request_id"])
     assert answer.headers["x-request-id"] == line["request_id"]
     (created,) = (line for line in lines if line["action"] == "task_created")
@@ -54,7 +52,7 @@ async def test_a_plain_request_id_is_taken(tmp_path: Path, given: str, is_taken:
 async def test_polls_health_and_images_are_logged_at_debug_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG, "broker"), capture_logs() as lines:
+    with caplog.at_level(logging.DEBUG, "broker"), captured_lines() as lines:
         async with open_api(tmp_path) as broker:
             task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
             image = await broker.add_image(task.id, png())
@@ -66,7 +64,7 @@ async def test_polls_health_and_images_are_logged_at_debug_only(
             await broker.client.get("/health")
             await broker.client.get(UNKNOWN)
             page = (await broker.client.get("/metrics")).text
-    levels = [(line["operation"], line["status"], line["log_level"]) for line in request_lines(lines)]
+    levels = [(line["operation"], line["status"], line["level"]) for line in request_lines(lines)]
     assert ("getTask", 200, "debug") in levels
     assert ("getTask", 304, "debug") in levels
     assert ("getImage", 200, "debug") in levels
@@ -77,7 +75,7 @@ async def test_polls_health_and_images_are_logged_at_debug_only(
 
 async def test_paths_and_queries_are_not_logged(tmp_path: Path) -> None:
     """They may hold keys, tokens and ids that are secrets."""
-    with capture_logs() as lines:
+    with captured_lines() as lines:
         async with open_api(tmp_path) as broker:
             await broker.client.post("/api/webhook/kie?task=x&token=canary", content=b"{}")
             await broker.client.get("/canary?key=canary")

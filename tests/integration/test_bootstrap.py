@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from broker.bootstrap import database_for, load_settings, open_services
 from broker.clock import Clock, SystemClock
@@ -16,6 +15,7 @@ from broker.errors import SettingsError
 from broker.services import Services
 from storage.errors import StorageError
 from tests.support.brokers import still
+from tests.support.log_lines import captured_lines
 from tests.support.servers.postgres import Postgres
 from tests.support.small_disk import small_disk
 
@@ -71,9 +71,9 @@ async def test_process_with_a_wrong_clock_does_not_join(tmp_path: Path, postgres
         for seconds in (-3600.0, 60.0):
             with pytest.raises(SettingsError, match="NTP"):
                 await opened(stack, tmp_path, clock=SetClock(seconds), database_url=url)
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             await opened(stack, tmp_path, clock=SetClock(4.0), database_url=url)
-        assert [line["log_level"] for line in logs if line["action"] == "clock_skew"] == ["warning"]
+        assert [line["level"] for line in logs if line["action"] == "clock_skew"] == ["warning"]
 
 
 class SetClock(SystemClock):
@@ -89,13 +89,13 @@ class SetClock(SystemClock):
 async def test_configured_secret_replaces_the_previous_one(tmp_path: Path, postgres: Postgres) -> None:
     url = await postgres.fresh()
     async with AsyncExitStack() as stack:
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             await opened(stack, tmp_path, database_url=url, secret_key="the first secret")
         assert [line for line in logs if line["action"] == "secret_changed"] == []
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             await opened(stack, tmp_path, database_url=url, secret_key="the second secret")
-        assert [line["log_level"] for line in logs if line["action"] == "secret_changed"] == ["warning"]
-        with capture_logs() as logs:
+        assert [line["level"] for line in logs if line["action"] == "secret_changed"] == ["warning"]
+        with captured_lines() as logs:
             await opened(stack, tmp_path, database_url=url, secret_key="the second secret")
             old: dict[str, Any] = {"old_secret_keys": "the second secret"}
             await opened(stack, tmp_path, database_url=url, secret_key="the third secret", **old)

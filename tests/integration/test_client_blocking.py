@@ -249,7 +249,7 @@ def test_client_is_usable_after_an_interrupt() -> None:
 
 def test_client_imports_nothing_of_the_server() -> None:
     """Its import is quick, and it depends on the HTTP API only."""
-    server, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn structlog PIL typer".split()
+    server, heavy = ("broker", "storage", "uploads", "webhooks"), "starlette uvicorn PIL typer".split()
     ended = _python("import sys, broker.client; print(*sys.modules)")
     loaded = ended.stdout.split()
     foreign = {name for name in loaded if name.partition(".")[0] in server and not name.startswith("broker.client")}

@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from broker.monitoring.database_files import watch_database_files
 from storage.sql.sqlite import SqliteDatabase
+from tests.support.log_lines import captured_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,7 @@ class CheckedDatabase(SqliteDatabase):
 
 async def test_loss_and_return_of_the_database_are_logged_once(tmp_path: Path) -> None:
     path = tmp_path / "b.db"
-    with capture_logs() as lines:
+    with captured_lines() as lines:
         database = CheckedDatabase(path)
         async with database, watch_database_files(database, interval_seconds=0.001):
             await database.wait_for_checks(3)
@@ -40,7 +40,7 @@ async def test_loss_and_return_of_the_database_are_logged_once(tmp_path: Path) -
             await database.wait_for_checks(5)
             (tmp_path / "away.db").rename(path)
             await database.wait_for_checks(5)
-    assert [(line["log_level"], line["action"]) for line in lines] == [
+    assert [(line["level"], line["action"]) for line in lines] == [
         ("critical", "database_replaced"),
         ("info", "database_returned"),
     ]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from broker.metrics import Metrics
 from broker.monitoring import balance, collectors
@@ -29,6 +28,7 @@ from tests.contracts.providers import Canned, Upstream, closed_port
 from tests.support.api import a_task, open_api
 from tests.support.brokers import RunningBroker, create_tasks, open_broker, still
 from tests.support.clock import ManualClock
+from tests.support.log_lines import captured_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -158,7 +158,7 @@ async def test_checks_and_download_retries_are_counted(tmp_path: Path) -> None:
 async def test_unclassified_error_is_counted_once_and_logged_without_its_text(quiet: Services) -> None:
     task = await add(quiet)
     report = replace(UNKNOWN_WORDS, provider_code="FLUX")
-    with capture_logs() as logs:
+    with captured_lines() as logs:
         for _ in range(2):  # a callback and a check may both report it
             await quiet.worker.steps.transitions.apply_report(task, report, 1)
     assert value(quiet.metrics, "broker_unclassified_errors_total", provider="kie") == 1
@@ -293,7 +293,7 @@ async def _balance_known(broker: RunningBroker) -> None:
 async def test_low_balance_is_warned_of_once_per_fall(tmp_path: Path, clock: ManualClock) -> None:
     """Below the price of 25 images, on the first answer too; not again while it stays low, or is not known."""
     async with Upstream().open() as upstream, still(tmp_path, clock, api_url=upstream.url) as quiet:
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             for answer in (left(99.0), left(98.0), left(100.0), BUSY, left(99.5), EMPTY, left(4.0)):
                 upstream.respond(Canned(body=answer))
                 await quiet.balances.refresh()
@@ -335,7 +335,7 @@ async def test_unknown_balance_is_absent(quiet: Services, clock: ManualClock) ->
 
 async def test_blocked_event_loop_is_measured() -> None:
     metrics = Metrics()
-    with capture_logs() as logs:
+    with captured_lines() as logs:
         async with measure_loop_lag(metrics, interval_seconds=0.001), asyncio.timeout(5):
             await asyncio.sleep(0)
             time.sleep(0.6)  # noqa: ASYNC251  # this is the stall

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from structlog.testing import capture_logs
 
 from broker.bootstrap import load_settings, open_services
 from broker.callbacks.url_monitor import REFRESH_SECONDS, REVERIFY_SECONDS
@@ -28,6 +27,7 @@ from tests.support.api import a_task
 from tests.support.brokers import open_broker
 from tests.support.clock import ManualClock
 from tests.support.faulty_http import answers, serve
+from tests.support.log_lines import captured_lines
 from tests.support.servers.postgres import Postgres
 from tests.support.servers.tunnels import Agent, Tunnel, an_agent, tunnelling
 
@@ -129,7 +129,7 @@ async def test_tunnel_started_after_the_broker_is_found(tmp_path: Path, clock: M
         assert await broker.callback_address() is None
         tunnel = await broker.tunnel()
         broker.agent.names(tunnel.url, port=broker.port)
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             await broker.refresh()
             await broker.refresh()
         assert logged_actions(logs) == ["public_url_verified", "public_url_found"]
@@ -213,7 +213,7 @@ async def test_new_url_replaces_a_dead_one_at_once(tmp_path: Path, clock: Manual
         task = await broker.waiting()
         first.edge = GONE
         broker.agent.names(second.url, port=broker.port)
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             await broker.refresh(after=1)
         assert logged_actions(logs) == [
             "public_url_unreachable",
@@ -259,7 +259,7 @@ async def test_tunnel_that_ends_with_its_agent_is_lost_at_once(tmp_path: Path, c
         silent = await broker.waiting(999, state=TaskState.SUBMITTING)
         await tunnel.kill()
         broker.agent.silent = True
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             await broker.refresh()
         assert logged_actions(logs) == ["public_url_unreachable", "public_url_lost", "switched_to_polling"]
         assert broker.base() is None
@@ -303,7 +303,7 @@ async def test_silent_agent_does_not_end_a_working_tunnel(tmp_path: Path, clock:
         broker.agent.names(tunnel.url, port=broker.port)
         await broker.refresh()
         broker.agent.silent = True
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             for _ in range(3):
                 await broker.refresh()
         assert broker.base() == tunnel.url
@@ -389,7 +389,7 @@ async def test_configured_url_is_kept_and_its_failure_logged_once(tmp_path: Path
         broker = await stack.enter_async_context(place(tmp_path, clock, sock=sock, webhook_base_url=tunnel.url))
         broker.agent.names("https://other.example", port=broker.port)
         task = await broker.waiting(sent=100)
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             for edge in (GONE, GONE, None, None):
                 tunnel.edge = edge
                 await broker.refresh(after=REVERIFY_SECONDS)
@@ -419,7 +419,7 @@ async def test_failed_refresh_is_repeated(tmp_path: Path, clock: ManualClock) ->
     async with place(tmp_path, clock) as broker:
         agents: Any = Failing()
         broker.services.url_monitor.agents, broker.services.url_monitor.refresh_seconds = agents, 0.001
-        with capture_logs() as logs:
+        with captured_lines() as logs:
             async with broker.services.url_monitor.run(), asyncio.timeout(5):
                 await agents.enough.wait()
         ours = [

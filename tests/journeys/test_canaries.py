@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 
 from broker.logs import configure_logging, log
 from broker.sandbox.engine import Options
@@ -20,6 +19,7 @@ from storage.states import TaskState
 from tests.contracts.providers import Canned, Upstream
 from tests.support.api import png
 from tests.support.brokers import RunningBroker, open_broker
+from tests.support.log_lines import restored_logging
 
 pytestmark = pytest.mark.anyio
 
@@ -74,15 +74,8 @@ class Echo(Upstream):
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("broker")
-    before = root.handlers[:], root.level, ours.level
-    yield
-    for handler in set(root.handlers) - set(before[0]):
-        handler.close()
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
-    structlog.reset_defaults()
+    with restored_logging():
+        yield
 
 
 @pytest.mark.parametrize("form", [pytest.param("console", marks=pytest.mark.faults), "json"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-import structlog
 import typer.main
 from anyio.from_thread import start_blocking_portal
 from typer.core import TyperGroup
@@ -19,6 +17,7 @@ from storage.ids import shorten_id
 from storage.states import TaskState
 from tests.privacy.canaries import TERMINAL_CONTROLS, Planted, find_leaks
 from tests.privacy.test_admin_views import KEY, planted_broker
+from tests.support.log_lines import restored_logging
 
 SECRET: Final = "secret-of-the-broker"
 SILENT: Final = {
@@ -55,13 +54,8 @@ def calls_of(planted: Planted) -> dict[str, list[str]]:
 @pytest.fixture
 def own_logs() -> Iterator[None]:
     """Keep what a command configures out of other tests."""
-    root, level = logging.getLogger(), logging.getLogger().level
-    handlers, ours = root.handlers[:], logging.getLogger("broker").level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("broker").setLevel(ours)
-    structlog.reset_defaults()
+    with restored_logging():
+        yield
 
 
 def list_commands() -> set[str]:

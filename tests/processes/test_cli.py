@@ -72,7 +72,7 @@ def test_help_names_every_command(shell: Shell) -> None:
 
 def test_help_imports_no_heavy_module() -> None:
     """A slow `--help` would be the first impression."""
-    heavy = "httpx uvicorn starlette pydantic PIL structlog aiosqlite anyio"
+    heavy = "httpx uvicorn starlette pydantic PIL aiosqlite anyio"
     code = f"import sys, broker.cli.commands; print(*(m for m in {heavy.split()} if m in sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=SECONDS)
     assert (ended.stdout, ended.stderr) == ("\n", "")

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-import structlog
 
 from broker.logs import configure_logging, log
+from tests.support.log_lines import restored_logging
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    with restored_logging():
+        yield
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
@@ -31,8 +29,14 @@ def test_secrets_and_local_variables_are_not_logged(form: str, capsys: pytest.Ca
     local_secret = "canary-local"
     try:
         raise ValueError("something broke")
-    except ValueError:
-        log.exception("a step failed", action="step_failed", token="canary-token", prompt="canary-prompt")
+    except ValueError as error:
+        log.error(
+            "a step failed",
+            action="step_failed",
+            token="canary-token",
+            prompt="canary-prompt",
+            exc_info=(ValueError, error, error.__traceback__),
+        )
     log.info("called https://x.example/hook?token=canary-query&task=t", header="Authorization: Bearer canary-bearer")
     logging.getLogger("other").warning("GET /api?key=canary-key HTTP/1.1")
     out = capsys.readouterr().err
@@ -69,6 +73,33 @@ def test_console_line_has_time_level_text_and_fields(capsys: pytest.CaptureFixtu
     assert rest.split() == (
         "[info ] a task ended [broker] action=task_succeeded owner=house:local seconds=1.5 why='it is\\ndone'".split()
     )
+
+
+def test_terminal_gets_colors_around_the_same_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys.stderr, "isatty", lambda: True):
+        configure_logging("INFO", "console", None)
+    log.warning("a disk is full", action="store_full")
+    line = capsys.readouterr().err
+    plain = re.sub(r"\x1b\[\d+m", "", line)
+    assert line.index("\x1b[33m [warning  ]\x1b[0m a disk is full") > 0
+    assert plain.split()[1:] == "[warning ] a disk is full [broker] action=store_full".split()
+
+
+def test_lines_before_logging_is_configured_go_to_the_standard_library(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        log.info("hello", action="hello", token="canary")
+        log.debug("not shown")
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("broker", "INFO")
+    assert record.getMessage().endswith("[broker] action=hello token=[hidden]")
+
+
+def test_moment_is_the_current_one_in_utc(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "json", None)
+    before = datetime.now(UTC)
+    log.info("hello")
+    moment = datetime.fromisoformat(json.loads(capsys.readouterr().err)["timestamp"])
+    assert before <= moment <= datetime.now(UTC)
 
 
 def test_libraries_log_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:

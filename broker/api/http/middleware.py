@@ -13,20 +13,18 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from broker.api.http.answers import mark_unfinished, send_tracked
 from broker.api.http.endpoint import endpoint_of, owner_of
 from broker.api.http.errors import ErrorRenderer, internal_error, unavailable
 from broker.api.http.identity import RequestIds
 from broker.api.http.responses import SECURITY_HEADERS
-from broker.logs import log, safe_exc_info
+from broker.logs import log, request_id_of_lines, safe_exc_info
 from broker.metrics import Metrics
 
 _ID_HEADER: Final = b"x-request-id"
 _STATUS: Final = "broker.status"
 """Of the response; absent until that begins."""
-_LOGGER: Final = logging.getLogger("broker")
 
 
 class RequestMiddleware:
@@ -54,12 +52,12 @@ class RequestMiddleware:
                 message["headers"] = complete_headers(message["headers"], (_ID_HEADER, request_id))
             await send(message)
 
-        bound = bind_contextvars(request_id=request_id.decode())
+        named = request_id_of_lines.set(request_id.decode())
         try:
             await self._app(scope, receive, send_completed)
         finally:
             self._record(scope, scope.get(_STATUS, 0), time.perf_counter() - began)
-            reset_contextvars(**bound)
+            request_id_of_lines.reset(named)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """Count and log a request. status: 0 if no response was begun."""
@@ -67,8 +65,8 @@ class RequestMiddleware:
         operation = endpoint.operation_id if endpoint else "unmatched"
         self._metrics.requests.labels(operation, str(status)).inc()
         is_routine = endpoint is not None and endpoint.is_quiet and (200 <= status < 300 or status == 304)
-        if is_routine and not _LOGGER.isEnabledFor(logging.DEBUG):
-            return  # a structlog call that is filtered afterwards costs more than the rest of this middleware
+        if is_routine and not log.is_enabled_for(logging.DEBUG):
+            return
         write = log.debug if is_routine else log.info
         write(
             "request",

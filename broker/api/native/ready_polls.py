@@ -25,6 +25,7 @@ from broker.api.http.identity import RequestIds
 from broker.api.http.responses import CachedResponse
 from broker.api.native.task_cache import TaskCache
 from broker.i18n import Language, language_of
+from broker.logs import log
 from storage.errors import StorageError
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -38,7 +39,6 @@ _STATUS_LINES: Final = {200: b"HTTP/1.1 200 OK", 304: b"HTTP/1.1 304 Not Modifie
 _OTHER_TAG: Final = re.compile(rb'(W/)?"[^",]*"')
 _METHODS: Final = {"GET", "HEAD"}
 _BODY_HEADERS: Final = {b"content-length", b"transfer-encoding", b"expect"}
-_LOGGER: Final = logging.getLogger("broker")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ReadyPolls:
             return None  # the application answers, as it does for all such errors
 
     def _parse(self, target: bytes, headers: Headers) -> _Poll | None:
-        if len(target) != _TARGET_BYTES or not target.startswith(_PREFIX) or _LOGGER.isEnabledFor(logging.DEBUG):
+        if len(target) != _TARGET_BYTES or not target.startswith(_PREFIX) or log.is_enabled_for(logging.DEBUG):
             return None
         given = dict(headers)
         origin = given.get(b"origin") if self.origins else None
