@@ -15,6 +15,8 @@ from typing import Final
 from broker.errors import SettingsError
 
 BACKLOG: Final = 2048
+LISTENERS: Final = 16
+"""Per listening socket of a process."""
 _SO_ATTACH_FILTER: Final = 26
 _DROP_SYN: Final = b"".join(
     struct.pack("=HBBI", *instruction)
@@ -84,6 +86,15 @@ def open_socket(host: str, port: int, *, is_one_of_many: bool = False) -> socket
     # connections inherit it; asyncio would not set it on them, and a response's second packet would wait 40 ms
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def share_listener(sock: socket.socket) -> list[socket.socket]:
+    """Return the listening socket and duplicates of it, for one server each.
+
+    uvloop accepts one connection per server and turn of the event loop. A turn of a busy loop takes milliseconds, so
+    the last of 64 connections that arrive together would wait a third of a second.
+    """
+    return [sock, *(sock.dup() for _ in range(LISTENERS - 1))]
 
 
 def explain_bind_error(host: str, port: int, error: Exception) -> BindFailure:

@@ -23,7 +23,7 @@ from broker.net.hosts import local_base_url
 from broker.server.deadlines import ConnectionLimits
 from broker.server.parsers import protocol_class
 from broker.server.protocol import CLOSE_HEADER
-from broker.server.sockets import BACKLOG, refuse_handshakes, socket_port
+from broker.server.sockets import BACKLOG, refuse_handshakes, share_listener, socket_port
 from broker.services import Services
 
 TICK_SECONDS: Final = 1.0
@@ -137,7 +137,7 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([listener for sock in sockets or () for listener in share_listener(sock)])
         self.listening.set()
 
     async def main_loop(self) -> None:

@@ -1,15 +1,19 @@
-"""Work of the event loop per request of a kept-alive connection: timers, tasks, callbacks and writes."""
+"""Work of the event loop per request of a kept-alive connection, and turns until new connections are answered."""
 
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.api import open_api
 from tests.support.http_parsers import BACKENDS, MemoryTransport, connect, new_protocol
 
 REQUEST = b"GET /api/task/task_1 HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n\r\n"
@@ -78,3 +82,25 @@ def test_small_response_is_one_write() -> None:
         return transport.writes
 
     assert asyncio.run(count_writes()) == REQUESTS
+
+
+def test_connections_that_arrive_together_are_answered_within_a_few_turns(tmp_path: Path) -> None:
+    """uvloop accepts one connection per listening socket and turn, and a turn of a busy loop takes milliseconds."""
+    count = 64
+
+    async def count_turns() -> int:
+        async with open_api(tmp_path, sockets=True) as broker:
+            with ExitStack() as stack:
+                clients = [
+                    stack.enter_context(socket.create_connection(("127.0.0.1", broker.port))) for _ in range(count)
+                ]
+                for client in clients:
+                    client.sendall(b" \r\n\r\n")  # malformed, so it is answered where it arrives
+                turns = 0
+                while len(select.select(clients, (), (), 0)[0]) < count:
+                    await asyncio.sleep(0)
+                    turns += 1
+                return turns
+
+    with asyncio.Runner(**BACKENDS["httptools"]) as runner:
+        assert runner.run(count_turns()) <= count / 4
