@@ -43,7 +43,7 @@ class Redactor:
         for word, pattern in self._patterns:
             if word in text:  # the same in every spelling, and found in a fraction of the time
                 text = pattern.sub(_mask, text)
-        return _TOKEN.sub(rf"token\1{MASK}", text)
+        return _TOKEN.sub(rf"token\1{MASK}", text) if "token" in text.lower() else text  # the search alone takes longer
 
 
 def _longest_word(secret: str) -> str:

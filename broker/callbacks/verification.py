@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -55,6 +55,8 @@ class CallbackVerifier:
 
     clock: Clock
     tasks: Tasks
+    read_task: Callable[[str], Awaitable[Task | None]]
+    """Reads the task that a right token names."""
     attempts: Attempts
     tokens: CallbackTokens
     providers: Mapping[str, Provider]
@@ -68,21 +70,23 @@ class CallbackVerifier:
         signature = self.signatures.get(provider.name, UNSIGNED)
         token, task_id, attempt = self._check_token(callback)
         required = signature.required and token == Proof.NONE
-        evidence = Evidence(token=token, signature_required=required, trusted=callback.trusted)
-        decision = verification.decide(evidence)
-        unread = VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
+        make_evidence = partial(Evidence, token=token, signature_required=required, trusted=callback.trusted)
         if token == Proof.WRONG:  # its body is not worth reading
-            return unread
+            evidence = make_evidence()
+            decision = verification.decide(evidence)
+            return VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
         parse = partial(verification.parse_body, callback.body, encoded=callback.encoded)
         try:
             job_ids, report = await _read_body(provider, len(callback.body), parse)
         except MalformedBody as error:
-            return replace(unread, decision=error.decision)
+            evidence = make_evidence()
+            return VerifiedCallback(provider=provider, evidence=evidence, decision=error.decision, attempt=attempt)
         signed = await signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
         if signed == Proof.WRONG and token == Proof.BODY_VERIFIED and await self._is_of_own_account(task_id, attempt):
             signed = Proof.NONE  # of an account whose secret for callbacks is not known here
-        read = replace(unread, evidence=replace(evidence, signature=signed), job_ids=job_ids, report=report)
-        return await self._decide(read, task_id)
+        task = await self._find_task(task_id, job_ids, token)
+        evidence = make_evidence(signature=signed, known=task is not None)
+        return await self._decide(provider, evidence, task, job_ids=job_ids, report=report, attempt=attempt)
 
     async def verify_stored(self, callback: StoredCallback) -> VerifiedCallback:
         """Verify a callback of the inbox by what it proved on arrival and what is required now."""
@@ -91,40 +95,45 @@ class CallbackVerifier:
         required = self.signatures.get(provider.name, UNSIGNED).required and evidence.token == Proof.NONE
         evidence = replace(evidence, signature_required=required)
         job_ids, report, malformed = await _read_stored(provider, callback)
-        read = VerifiedCallback(
-            provider=provider,
-            evidence=evidence,
-            decision=malformed or verification.decide(evidence),
-            job_ids=job_ids,
-            attempt=callback.attempt,
-            report=report,
-        )
         task_id = json.loads(callback.query).get("task")
         if callback.body_truncated:  # the ids in its body are lost, but not what they led to
             task_id = callback.task_id or task_id
-        decided = await self._decide(read, task_id)
+        task = await self._find_task(task_id, job_ids, evidence.token)
+        evidence = replace(evidence, known=task is not None)
+        decided = await self._decide(provider, evidence, task, job_ids=job_ids, report=report, attempt=callback.attempt)
         return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
 
-    async def _decide(self, read: VerifiedCallback, task_id: str | None) -> VerifiedCallback:
-        """Find the task of a callback, and decide about it. task_id: from the address."""
-        task, evidence, attempt = await self._find_task(task_id, read.job_ids, read.evidence.token), read.evidence, None
+    async def _decide(
+        self,
+        provider: Provider,
+        evidence: Evidence,
+        task: Task | None,
+        *,
+        job_ids: tuple[str, ...],
+        report: Report | None,
+        attempt: int | None,
+    ) -> VerifiedCallback:
+        """Decide about a callback that was read. attempt: from the address."""
         if task is not None and evidence.token != Proof.BODY_VERIFIED:
             # a provider's signature, or the lack of one, proves nothing about another provider's job
             attempts = await self.attempts.list_of_task(task.id)
             sent_to = {provider_of(name) for name in (task.provider, *(one.provider for one in attempts))}
-            task = task if read.provider.name in sent_to else None
-            there = [one for one in attempts if provider_of(one.provider) == read.provider.name]
-            attempt = next((one.number for one in there if one.job_id in read.job_ids), None)
-            if evidence.signature == Proof.BODY_VERIFIED and attempt is None:
+            task = task if provider.name in sent_to else None
+            there = [one for one in attempts if provider_of(one.provider) == provider.name]
+            number = next((one.number for one in there if one.job_id in job_ids), None)
+            evidence = replace(evidence, known=task is not None)
+            if evidence.signature == Proof.BODY_VERIFIED and number is None:
                 # nor about another job: some providers sign for all their customers with the same keys
                 evidence = replace(evidence, signature=Proof.SENDER_VERIFIED)
-        evidence = replace(evidence, known=task is not None)
-        return replace(
-            read,
-            task=task,
-            attempt=read.attempt or attempt,
+            attempt = attempt or number
+        return VerifiedCallback(
+            provider=provider,
             evidence=evidence,
             decision=verification.decide(evidence),
+            job_ids=job_ids,
+            task=task,
+            attempt=attempt,
+            report=report,
         )
 
     def _provider_of(self, name: str) -> Provider:
@@ -155,8 +164,9 @@ class CallbackVerifier:
 
         A right token is valid for the task of its address, and for no other.
         """
-        named = (task_id, *job_ids) if task_id else job_ids
-        for name in named[:1] if token == Proof.BODY_VERIFIED else named:
+        if token == Proof.BODY_VERIFIED and task_id:
+            return await self.read_task(task_id) if TASK_ID.fullmatch(task_id) else None
+        for name in (task_id, *job_ids) if task_id else job_ids:
             task = await (self.tasks.get(name) if TASK_ID.fullmatch(name) else self.tasks.get_by_job(name))
             if task is not None:
                 return task

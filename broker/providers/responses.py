@@ -13,7 +13,7 @@ from broker.errors import ProviderError
 from broker.net.api_client import HttpResponse
 from broker.providers import parsing
 from broker.providers.error_codes import ErrorTable
-from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, ParsedResponse
+from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, FailureWords, ParsedResponse
 from broker.reports import Failed
 from webhooks.retry_after import parse_retry_after
 
@@ -112,7 +112,7 @@ class ProviderResponse:
 
     @property
     def message(self) -> str:
-        return self.parsed.message if self.body is not None else "the answer is not JSON"
+        return self.parsed.failure.message if self.body is not None else "the answer is not JSON"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class Reports:
 
     def refusal(self, response: ProviderResponse) -> Failed:
         """Return the report of a refused order; only for responses that prove the refusal."""
-        error = self.errors.classify(response.code, response.message, response.parsed.names)
+        error = self.errors.classify(response.code, response.message, response.parsed.failure.names)
         wait = response.wait_seconds
         wait = DEFAULT_WAIT_SECONDS.get(response.code) if wait is None else wait
         return Failed(
@@ -163,17 +163,18 @@ class Reports:
             permanent=can_be_permanent and response.is_permanent,
             retry_in=defaults.get(response.code) if wait is None else wait,
             summary=summary,
-            code=self.errors.classify(response.code, response.message, response.parsed.names).code,
+            code=self.errors.classify(response.code, response.message, response.parsed.failure.names).code,
         )
 
-    def job_failed(self, parsed: ParsedResponse, job_id: str | None) -> Failed:
-        """Return the report of a job that ended without a result."""
-        error = self.errors.classify(parsing.to_code(parsed.fail_code), parsed.message, parsed.names)
-        code = parsed.fail_code or next(iter(parsed.names), None)
-        is_refunded = parsed.fail_code == "531"  # kie.ai: whatever it consumed at first
+    def job_failed(self, parsed: ParsedResponse, job_id: str | None, failure: FailureWords | None = None) -> Failed:
+        """Return the report of a job that ended without a result. failure: in place of that in the body."""
+        words = failure or parsed.failure
+        error = self.errors.classify(parsing.to_code(words.code), words.message, words.names)
+        code = words.code or next(iter(words.names), None)
+        is_refunded = words.code == "531"  # kie.ai: whatever it consumed at first
         return Failed(
             code=error.code,
-            message=self.redact(parsed.message),
+            message=self.redact(words.message),
             retryable=error.retryable,
             billed=error.billed or "unknown" if parsed.cost is None or is_refunded else parsed.billed,
             job_id=job_id,

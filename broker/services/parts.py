@@ -348,6 +348,7 @@ class Services(AccountServices):
         return CallbackVerifier(
             clock=self.clock,
             tasks=self.tables.tasks,
+            read_task=self.worker.callbacks.read_task,
             attempts=self.tables.attempts,
             tokens=self.tokens,
             providers=self.registry.adapters,

@@ -97,6 +97,12 @@ class Transitions:
     next_steps: NextSteps
     recent_submissions: RecentSubmissions = field(default_factory=RecentSubmissions)
 
+    async def read_task(self, task_id: str) -> Task | None:
+        """Return a task as it is now. One that was submitted here lately is in memory: only its version is read."""
+        known = self.recent_submissions.get_task(task_id)
+        version = None if known is None else await self.tasks.get_version(task_id)
+        return known if known is not None and known.version == version else await self.tasks.get(task_id)
+
     async def apply(
         self,
         task: Task,

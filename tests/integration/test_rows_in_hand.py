@@ -72,3 +72,20 @@ async def test_attempt_in_memory_does_not_count_after_another_process_changed_it
         await one.worker.steps.transitions.apply_report(await the_task(one, task.id), failed, 1, is_leased=False)
         await one.worker.steps.transitions.apply_report(waiting, failed, 1, is_leased=False)
         assert await costs(one, task) == ("succeeded", "yes", 4.0)
+
+
+async def test_task_in_memory_does_not_count_after_another_process_changed_it(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with still(tmp_path, clock) as one, still(tmp_path, clock) as other:
+        task, attempt = await a_submission(one, clock)
+        transitions = one.worker.steps.transitions
+        await transitions.apply_report(task, ACCEPTED, 1, attempt=attempt, is_paid=True)
+        known = transitions.recent_submissions.get_task(task.id)
+        assert known is not None and known == await the_task(one, task.id)
+        assert await transitions.read_task(task.id) is known
+        await other.worker.steps.transitions.apply_report(known, DONE, 1, is_leased=False)
+        read = await transitions.read_task(task.id)
+        assert read is not None and read.state == TaskState.FETCHING
+        await other.database.execute("DELETE FROM tasks WHERE id = :id", id=task.id)
+        assert await transitions.read_task(task.id) is None

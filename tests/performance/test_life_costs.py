@@ -40,6 +40,7 @@ class CountingSqlite(SqliteDatabase):
 
     async def fetch_one(self, sql: str, **params: Any) -> Row | None:
         self.counts["looks for due work" if "AS deadline" in sql else "point reads"] += 1
+        self.counts["reads of whole rows"] += sql.startswith("SELECT *")
         return await super().fetch_one(sql, **params)
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
@@ -81,6 +82,7 @@ async def test_one_life_takes_five_transactions_and_hardly_a_read(broker: Runnin
     assert counts["thread hops of reads"] <= 2, "for the status of the providers, twice a second at most"
     assert counts["statements"] <= 13, counts
     assert counts["point reads"] <= 3, counts
+    assert counts["reads of whole rows"] == 0, "each step has the row that the one before it wrote"
     assert counts["looks for due work"] <= 2, counts
     assert counts["wake-ups of workers"] == 1, "for the place that the job has left at its provider"
 

@@ -158,12 +158,13 @@ class Fal(JobApi):
         A failure by the server (5xx) is never charged; a rejected input may be (fal: FAQ).
         """
         parsed = ParsedResponse.from_body(body if parsing.mapping(body).get("detail") else {"error": error})
-        report = self.reports.job_failed(replace(parsed, fail_code=str(code) if code else None), job_id)
+        failure = replace(parsed.failure, code=str(code) if code else None)
+        report = self.reports.job_failed(parsed, job_id, failure)
         is_free = code is not None and code >= 500
         return replace(
             report,
             billed="no" if is_free else report.billed,
-            provider_code=self.reports.redact(next(iter(parsed.names), "")) or report.provider_code,
+            provider_code=self.reports.redact(next(iter(failure.names), "")) or report.provider_code,
         )
 
     async def cancel(self, job_id: str) -> bool:

@@ -19,7 +19,7 @@ from broker.orders import Reference
 from broker.providers import parsing
 from broker.providers.base import ProviderContext, ResultSink
 from broker.providers.job_api import JobApi, running
-from broker.providers.parsing import ParsedResponse
+from broker.providers.parsing import FailureWords, ParsedResponse
 from broker.providers.replicate.errors import ERRORS
 from broker.providers.replicate.settings import ReplicateSettings
 from broker.providers.responses import ProviderResponse
@@ -86,7 +86,7 @@ class Replicate(JobApi):
     def _end_of_job(self, parsed: ParsedResponse, body: Any) -> Report | None:
         """Return the end of a prediction, or None."""
         if parsed.state == "failed":
-            return self.reports.job_failed(parsed, parsed.job_id)
+            return self.reports.job_failed(parsed, parsed.job_id, _failure_of(parsed))
         if parsed.state != "done":
             return None
         if not parsed.outputs and parsing.mapping(body).get("data_removed") is True:
@@ -105,6 +105,10 @@ class Replicate(JobApi):
 
 
 def _parse(body: Any) -> ParsedResponse:
-    parsed = ParsedResponse.from_body(body, id_fields=Replicate.id_fields)
-    found = _ERROR_CODE.search(parsed.message) if parsed.state == "failed" else None
-    return replace(parsed, names=(found[1], *parsed.names)) if found else parsed
+    return ParsedResponse.from_body(body, id_fields=Replicate.id_fields)
+
+
+def _failure_of(parsed: ParsedResponse) -> FailureWords:
+    words = parsed.failure
+    found = _ERROR_CODE.search(words.message)
+    return replace(words, names=(found[1], *words.names)) if found else words

@@ -65,10 +65,6 @@ class CallbackStep:
         insert = self.tables.callbacks.insert_callback(processed)
         return await self._apply_report(callback, task, found, insert)
 
-    async def read_submitted(self, task: Task) -> Task:
-        """Return a task as its submission left it; unchanged if it is gone."""
-        return self.transitions.recent_submissions.get_task(task.id) or await self.tables.tasks.get(task.id) or task
-
     async def _apply_report(self, callback: StoredCallback, task: Task, report: Report, also: Statement) -> bool:
         """Apply the report of a callback and run one more statement; return whether both are durable."""
         row = await self.transitions.apply_report(
@@ -137,20 +133,23 @@ class CallbackQueue:
         """Return whether a worker runs in this process, so that `take` is of use."""
         return self.next_steps.is_open
 
+    async def read_task(self, task_id: str) -> Task | None:
+        """Return the task of a callback that has just arrived; if it is being submitted here, as it is after that."""
+        await self.running.wait_for_submission(task_id, SUBMISSION_PATIENCE_SECONDS)
+        return await self.step.transitions.read_task(task_id)
+
     async def store_processed(self, callback: StoredCallback, task: Task, report: Report | None) -> bool:
         """Store a proven callback together with what it changes; return False if it is to be stored by itself.
 
         That is so while no worker runs here, after the task or the callbacks of it that came before, and after an
         error, which must not lose the callback.
         """
+        if not self.is_open or task.id in self._task_ids or task.state == TaskState.EXPIRED:
+            return False
         stored: list[bool] = []
 
         async def store() -> None:
-            row = task
-            if await self.running.wait_for_submission(task.id, SUBMISSION_PATIENCE_SECONDS):
-                row = await self.step.read_submitted(task)
-            if self.is_open and task.id not in self._task_ids and row.state != TaskState.EXPIRED:
-                stored.append(await self.step.store_processed(callback, row, report))
+            stored.append(await self.step.store_processed(callback, task, report))
 
         await self.running.contain_errors(store(), task.id, "callbacks")
         return any(stored)
