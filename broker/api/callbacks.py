@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Final, Literal
+from functools import cache, partial
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl
 
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from broker.api.http.endpoint import Endpoint, Parameter, is_sent_by_operator, json_success
@@ -117,8 +118,8 @@ class CallbackRoutes:
         began = time.perf_counter()
         callback = IncomingCallback(
             provider=request.scope["path"].rsplit("/", 1)[-1],
-            query=dict(request.query_params),
-            headers={name.lower(): value for name, value in request.headers.items()},
+            query=read_query(request.scope["query_string"]),
+            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]},
             body=await _read_bounded(request),
             trusted=is_sent_by_operator(request),
             encoded=is_encoded(request),
@@ -134,18 +135,32 @@ class CallbackRoutes:
     def _acknowledgement(self, request: Request, decision: Decision) -> Response:
         """An error is returned, not raised: raised, it would lose the background task."""
         if decision.status not in _CODES:
-            received = CallbackReceived(success=True, message=f"The callback was received: {decision.reason}.")
-            return json_response(received.to_document(), decision.status)
+            return json_response(_received_document(decision.reason), decision.status)
         error = ApiError(_CODES[decision.status], f"The callback was rejected: {decision.reason}.")
         self.metrics.request_errors.labels(error.code).inc()
         return error_response(self.messages, request, error, {})
 
 
+@cache  # there are about ten reasons
+def _received_document(reason: str) -> Mapping[str, Any]:
+    return CallbackReceived(success=True, message=f"The callback was received: {reason}.").to_document()
+
+
+def read_query(query: bytes) -> Mapping[str, str]:
+    """Return the parameters, the last one of a name; a plain query in a tenth of the time that a general one takes."""
+    text = query.decode("latin-1")
+    if "%" in text or "+" in text:
+        return dict(parse_qsl(text, keep_blank_values=True))
+    return {name: value for name, _, value in (pair.partition("=") for pair in text.split("&") if pair)}
+
+
 async def _read_bounded(request: Request) -> bytes:
     """Return the body, or one byte more than the limit: a longer one is rejected by its length alone."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            break
+    body, has_more = bytearray(), True
+    while has_more and len(body) <= MAX_BODY_BYTES:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        has_more = message.get("more_body", False)
     return bytes(body[: MAX_BODY_BYTES + 1])

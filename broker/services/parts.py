@@ -117,6 +117,10 @@ class Services(AccountServices):
         return CallbackStep(tables=self.tables, providers=self.registry.adapters, transitions=self.transitions)
 
     @cached_property
+    def callback_queue(self) -> CallbackQueue:
+        return CallbackQueue(step=self.callback_step, running=self.running_steps, next_steps=self.next_steps)
+
+    @cached_property
     def balances(self) -> BalanceMonitor:
         return BalanceMonitor(
             clock=self.clock,
@@ -188,7 +192,7 @@ class Services(AccountServices):
             tasks=self.tables.tasks,
             steps=self._steps(),
             submissions=self.submissions,
-            callbacks=CallbackQueue(step=self.callback_step, running=running, next_steps=self.next_steps),
+            callbacks=self.callback_queue,
             deliverer=self.deliverer,
             retention=Retention(
                 clock=clock, policy=self.policy, tables=self.tables, blobs=self.blobs, metrics=self.metrics
@@ -348,7 +352,7 @@ class Services(AccountServices):
         return CallbackVerifier(
             clock=self.clock,
             tasks=self.tables.tasks,
-            read_task=self.worker.callbacks.read_task,
+            read_task=self.callback_queue.read_task,
             attempts=self.tables.attempts,
             tokens=self.tokens,
             providers=self.registry.adapters,
@@ -361,7 +365,7 @@ class Services(AccountServices):
             clock=self.clock,
             verifier=self.verifier,
             callbacks=self.tables.callbacks,
-            queue=self.worker.callbacks,
+            queue=self.callback_queue,
             metrics=self.metrics,
             redactor=Redactor(known_secrets(self.settings, self.tokens.secrets)),
             list_secrets=self.accounts.list_secrets,

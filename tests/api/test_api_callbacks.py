@@ -11,8 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from starlette.datastructures import QueryParams
 
 from broker.accounts.users import UserChanges
+from broker.api.callbacks import read_query
 from storage.attempts import Attempt
 from storage.tasks import Task
 from tests.accounts.opening import PASSWORD
@@ -54,6 +58,12 @@ def done(task_id: str = JOB) -> dict[str, Any]:
 def signed(now: float, job: str = JOB, key: str = WEBHOOK_KEY) -> dict[str, str]:
     digest = hmac.new(key.encode(), f"{job}.{int(now)}".encode(), hashlib.sha256).digest()
     return {"X-Webhook-Timestamp": str(int(now)), "X-Webhook-Signature": base64.b64encode(digest).decode()}
+
+
+@given(st.text("ab=&+%41;?/é", max_size=20))
+@example("task=a&attempt=1&token=%62&token=c&=&d")
+def test_query_is_read_as_the_framework_reads_it(query: str) -> None:
+    assert read_query(query.encode("latin-1")) == dict(QueryParams(query.encode("latin-1")))
 
 
 async def stored_verifications(broker: ApiBroker) -> list[tuple[str, int]]:

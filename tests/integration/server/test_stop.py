@@ -215,7 +215,6 @@ class CrashingWorker:
     """A worker that raises soon after its start."""
 
     last_heartbeat = 9e9
-    callbacks = None
 
     async def run(self) -> None:
         await asyncio.sleep(0.05)
