@@ -45,9 +45,10 @@ class ImageParams:
 
     def to_columns(self) -> dict[str, Any]:
         """Return the columns of a task: those that are queried, and the others in one mapping."""
-        others = {**self.extra, **{name: getattr(self, name) for name in _STORED_TOGETHER}}
+        values = vars(self)
+        others = {**self.extra, **{name: values[name] for name in _STORED_TOGETHER}}
         params = {name: value for name, value in others.items() if value is not None}
-        return {name: getattr(self, name) for name in _COLUMNS} | {"params": params}
+        return {**{name: values[name] for name in _COLUMNS}, "params": params}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> ImageParams:

@@ -14,6 +14,7 @@ from broker.clock import Clock
 from broker.conversations.history import ContinuedTurn, History
 from broker.errors import ApiError
 from broker.logs import log, safe_exc_info
+from broker.ordering.drafts import account_columns
 from broker.ordering.plan import Planner
 from broker.ordering.routing import BUDGET, QUOTA
 from broker.orders import PRIORITIES, ImageParams, OrderRequest, StoredReference
@@ -96,8 +97,7 @@ class TurnRelease:
             ),
             reserved={name: micros for name, micros in reserved.items() if micros is not None},
         )
-        routes = tuple(route.to_column() for route in plan.routes)
-        return {"provider": plan.candidates[0], "candidates": plan.candidates, "routes": routes}
+        return {**account_columns(plan.candidates, plan.routes)}
 
     async def _let_go(self, task: Task, continued: ContinuedTurn, columns: dict[str, Any]) -> None:
         now = self.clock.now()

@@ -7,18 +7,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from broker.errors import ApiError
 from broker.ordering.quotas import OrderNeeds
 from broker.ordering.references import hash_source
-from broker.orders import DEFAULT_PRIORITY, PRIORITIES, Order, OrderRequest, Plan, Quote
+from broker.orders import DEFAULT_PRIORITY, PRIORITIES, Order, OrderRequest, Plan, Quote, Route
 from storage.batches import StoredBatch
 from storage.idempotency import IdempotencyRecord
 from storage.ids import new_task_id
 from storage.images import StoredImage
 from storage.limits.owner_usage import counted_bytes
 from storage.sql.database import Statement
+from storage.sql.rows import encode_once, new_row
 from storage.tasks import Task
 
 
@@ -134,24 +136,30 @@ def _build_task(
     task_id: str, planned: PlannedOrder, references: Sequence[StoredImage], base: TaskBase, shares: TaskShares
 ) -> Task:
     request, plan, order = planned.request, planned.plan, planned.plan.order
-    return Task(
+    columns = {
         **vars(base),
         **vars(shares),
-        id=task_id,
-        provider=plan.candidates[0],
-        candidates=plan.candidates,
-        requested_provider=request.provider,
-        routes=tuple(route.to_column() for route in plan.routes),
-        priority=PRIORITIES.index(request.priority),
-        mode=order.mode,
+        **account_columns(plan.candidates, plan.routes),
         **order.params.to_columns(),
-        references=tuple(reference_columns(reference) for reference in references),
-        turns=tuple(turn.to_column() for turn in order.turns),
-        origin=request.origin,
-        callback_url=request.callback_url,
-        updated_at=base.created_at,
-        entered_at=base.created_at,
-    )
+        "id": task_id,
+        "requested_provider": request.provider,
+        "priority": PRIORITIES.index(request.priority),
+        "mode": order.mode,
+        "references": tuple(map(reference_columns, references)),
+        "turns": tuple([turn.to_column() for turn in order.turns]),
+        "origin": request.origin,
+        "callback_url": request.callback_url,
+        "updated_at": base.created_at,
+        "entered_at": base.created_at,
+    }
+    return new_row(Task, columns)
+
+
+@lru_cache(maxsize=1024)
+def account_columns(candidates: tuple[str, ...], routes: tuple[Route, ...]) -> Mapping[str, Any]:
+    """Return the columns of a task that say which accounts may get it, made once for all tasks with these routes."""
+    columns = tuple(route.to_column() for route in routes)
+    return {"provider": candidates[0], "candidates": encode_once(candidates), "routes": encode_once(columns)}
 
 
 def reference_columns(image: StoredImage) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Final
 
-from broker.orders import ImageParams, Order, OrderRequest, Plan
+from broker.orders import OrderRequest, Plan
 from broker.tasks.routing import LimitState
+from storage.sql.rows import changed_row
 
 MAX_KNOWN: Final = 1024
 """Beyond that, all are forgotten."""
@@ -43,8 +44,8 @@ class KnownPlans:
         if known is None or known.limits is not limits or known.on != on:
             return None
         order = known.plan.order
-        params = ImageParams(**{**vars(order.params), "prompt": request.params.prompt})  # a third of `replace`
-        return Plan(**{**vars(known.plan), "order": Order(**{**vars(order), "params": params})})
+        params = changed_row(order.params, {"prompt": request.params.prompt})
+        return changed_row(known.plan, {"order": changed_row(order, {"params": params})})
 
     def add(self, shape: Hashable, known: KnownPlan) -> None:
         if len(self._plans) >= MAX_KNOWN:

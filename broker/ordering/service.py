@@ -46,6 +46,7 @@ from storage.idempotency import IdempotencyRecord
 from storage.ids import is_own_account, new_batch_id, provider_of, reference_owner
 from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale, Statement
+from storage.sql.rows import changed_row
 from storage.sql.scope import Scope
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import Task, Tasks
@@ -279,9 +280,12 @@ class OrderService:
 
     async def _write_and_begin(self, writing: OrderWriting) -> CreatedTasks:
         """Write everything; then begin the submissions here if nothing is before them, or else wake the workers."""
-        async with self.arrivals.taking(writing.tasks) as arrival:
-            created = await self._write(replace(writing, tasks=arrival.tasks), arrival.wake)
-            arrival.is_written = not created.is_repeated
+        arrival, is_written = await self.arrivals.take(writing.tasks), False
+        try:
+            created = await self._write(changed_row(writing, {"tasks": arrival.tasks}), arrival.wake)
+            is_written = not created.is_repeated
+        finally:
+            self.arrivals.finish(arrival, is_written=is_written)
         return created
 
     async def _write(self, writing: OrderWriting, wake: Sequence[str]) -> CreatedTasks:

@@ -23,7 +23,7 @@ from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from broker.providers.registry import ProviderRegistry
 from broker.settings import Settings
-from broker.tasks.accounts.lanes import OwnLanes
+from broker.tasks.accounts.lanes import Lanes
 from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
@@ -135,7 +135,7 @@ class Resources:
             tables=self.tables,
             accounts=self.accounts,
             router=self.router,
-            lanes=OwnLanes(clock=self.clock, queue=self.tables.task_queue),
+            lanes=Lanes(clock=self.clock, queue=self.tables.task_queue),
         )
 
     @cached_property

@@ -11,7 +11,7 @@ from broker.providers.base import Provider
 from broker.providers.pool import ProviderPool
 from broker.providers.responses import MAX_WAIT_SECONDS
 from broker.reports import Failed, Report
-from broker.tasks.accounts.lanes import OwnLanes
+from broker.tasks.accounts.lanes import Lanes
 from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.policy import TaskPolicy, backoff_seconds, doubled_seconds
 from broker.tasks.routing import Router
@@ -43,7 +43,7 @@ class SubmissionQueue:
     tables: Tables
     accounts: ProviderAccounts
     router: Router
-    lanes: OwnLanes
+    lanes: Lanes
 
     async def claim(self, account: str, lease: Lease, *, limit: int) -> list[Task]:
         """Claim queued orders for which an account has capacity, or which another one can take instead.
@@ -54,6 +54,10 @@ class SubmissionQueue:
         if pool is None or pool.is_removed:
             return await queue.claim(account, now=now, lease=lease, limit=limit)
         capacity = await self._get_capacity(pool)
+        if capacity.free or capacity.is_paused:
+            self.lanes.forget_full(account)
+        else:
+            self.lanes.record_full(account, until=capacity.recheck_at)
         if not capacity.is_paused:
             claimed = await queue.claim(account, now=now, lease=lease, limit=min(capacity.free, limit))
         else:

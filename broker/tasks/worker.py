@@ -178,6 +178,8 @@ class Worker:
             lease, limit = self.leases.create_lease(), self.running.free_slots(TaskState.QUEUED)
             await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=limit))
         queued = [provider for provider, at in due_work.queued.items() if at <= now]
+        for provider in due_work.queued.keys() - queued:
+            self.submissions.lanes.forget_full(provider)
         for provider in queued:
             lease, limit = self.leases.create_lease(), self._free_submissions(provider)
             await self._start_all(await self.submissions.claim(provider, lease, limit=limit))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker.metrics import Metrics
-from broker.tasks.accounts.lanes import PAUSE_SECONDS, OwnLanes
+from broker.tasks.accounts.lanes import PAUSE_SECONDS, Lanes
 from broker.tasks.running import ACCOUNT_CONCURRENCY, OWN_CONCURRENCY, RunningStep, RunningSteps, SlotUse
 from storage.accounts.provider_keys import ProviderKey, ProviderKeys
 from storage.attempts import Attempt
@@ -96,7 +96,7 @@ async def test_every_lane_has_its_turn_and_full_ones_rest(tmp_path: Path, clock:
     async with await opener(None, tmp_path) as database:  # type: ignore[arg-type]
         await upgrade_schema(database, NOW)
         await add(database, *(a_task(n, provider=account(n), due_at=NOW) for n in range(10)))
-        lanes = OwnLanes(clock=clock, queue=TaskQueue(database), max_lanes=4)
+        lanes = Lanes(clock=clock, queue=TaskQueue(database), max_lanes=4)
         seen: Counter[str] = Counter()
         for _ in range(6):
             lanes.take_turn()

@@ -15,12 +15,13 @@ from broker.errors import ApiError
 from broker.orders import DataUriReference, ImageParams, OrderRequest
 from broker.reports import Pending
 from broker.services import Services
-from broker.tasks.running import CONCURRENCY
+from broker.tasks.accounts.lanes import PAUSE_SECONDS
+from broker.tasks.running import CONCURRENCY, new_lease
 from broker.tasks.submissions import account_limits
 from storage.attempts import Attempt
 from storage.ids import new_task_id
 from storage.states import TaskState
-from storage.tasks import Task
+from storage.tasks import DUE_CHANNEL, Task
 from tests.support.api import png
 from tests.support.brokers import create_tasks, one_account, still
 from tests.support.clock import ManualClock
@@ -105,6 +106,39 @@ async def test_order_with_references_waits_for_capacity(tmp_path: Path, clock: M
         assert broker.begun == [first]
 
 
+async def test_order_for_a_lane_without_capacity_wakes_no_worker_until_that_may_have_changed(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with arriving(tmp_path, clock, max_concurrent=1) as broker:
+        await _occupy(broker.services, await broker.order(), clock)
+        broker.services.next_steps.start, start = None, broker.services.next_steps.start
+        await broker.order()
+        broker.services.next_steps.start = start
+        lanes, lease = broker.services.submissions.lanes, new_lease(clock, 1.0)
+        with broker.services.database.listen(DUE_CHANNEL) as woken:
+            assert not await broker.services.submissions.claim("kie", lease, limit=1)
+            assert not (await broker.order()).leased_by
+            assert not await woken.wait(0)
+
+            arrival = await broker.services.arrivals.take((await broker.order(),))
+            lanes.forget_full("kie")  # a job ends before the commit
+            broker.services.arrivals.finish(arrival, is_written=True)
+            assert await woken.wait(0)
+
+            assert not await broker.services.submissions.claim("kie", lease, limit=1)
+            clock.advance(PAUSE_SECONDS)
+            assert not (await broker.order()).leased_by
+            assert await woken.wait(0)
+
+
+async def test_worker_that_finds_no_due_order_forgets_that_a_lane_was_full(tmp_path: Path, clock: ManualClock) -> None:
+    """The orders before were canceled, so the worker does not look at the lane again by itself."""
+    async with arriving(tmp_path, clock) as broker:
+        broker.services.submissions.lanes.record_full("kie", until=clock.now() + PAUSE_SECONDS)
+        await broker.services.worker.poll_once()
+        assert not broker.services.submissions.lanes.is_full("kie")
+
+
 async def test_held_turns_and_orders_with_slots_of_their_own_and_for_several_providers_are_left_to_a_claim(
     tmp_path: Path, clock: ManualClock
 ) -> None:
@@ -114,9 +148,9 @@ async def test_held_turns_and_orders_with_slots_of_their_own_and_for_several_pro
         held = replace(new, due_at=new.deadline_at + 1)
         slow = replace(new, provider="openrouter")
         for tasks in [(held,), (slow,), (new, replace(slow, id=new_task_id()))]:
-            async with arrivals.taking(tasks) as arrival:
-                assert arrival.tasks == tasks
-                arrival.is_written = True
+            arrival = await arrivals.take(tasks)
+            assert (arrival.tasks, arrival.is_promised) == (tasks, False)
+            arrivals.finish(arrival, is_written=True)
         assert broker.begun == [task]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
 from storage.sql.postgres import PostgresDatabase
-from storage.sql.rows import from_row, set_clause, to_columns
+from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
 from storage.sql.writer.group_commit import GroupCommitWriter
 from storage.tasks import Task, Tasks
@@ -139,6 +139,20 @@ def test_row_is_read_and_written_with_few_calls() -> None:
     assert "__init__" not in reading
     assert len(list_calls(lambda: to_columns(vars(task)))) <= 45
     assert [from_row(Task, row) for row in to_dicts(rows)] == [task]
+
+
+def test_new_row_is_made_and_inserted_with_few_calls() -> None:
+    usual = a_task(1.0, error_retryable=True, tokens={"input": 1}, candidates=("kie",))
+    given = {name: value for name, value in vars(usual).items() if value != getattr(Task, name, None)}
+    given["candidates"] = encode_once(given["candidates"])
+    tasks = Tasks(SqliteDatabase(Path("unused.db")))
+    made = new_row(Task, given)
+    assert made == usual
+    statement = tasks.insert_task(made)
+    assert statement.params == tasks.insert_task(usual).params == to_columns(vars(usual))
+    assert {type(value) for value in statement.params.values()} <= {str, int, float, type(None)}
+    assert "__init__" not in list_calls(lambda: new_row(Task, given))
+    assert len(list_calls(lambda: tasks.insert_task(made))) <= 16
 
 
 def list_calls(work: Callable[[], object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The queues of users' accounts: any number may exist, so a poll looks at some of those that have orders."""
+"""The queues of accounts: which of the many of users a poll looks at, and which have orders but no capacity."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ PAUSE_SECONDS: Final = 0.25
 
 
 @dataclass(kw_only=True)
-class OwnLanes:
-    """The accounts of users with queued orders, in turn; those that were found without capacity rest."""
+class Lanes:
+    """The accounts of users with queued orders, in turn, and all accounts that were found without capacity.
+
+    Those of users rest; those of the operator are looked at when a job ends, too.
+    """
 
     clock: Clock
     queue: TaskQueue
@@ -27,6 +30,7 @@ class OwnLanes:
     _after: str = ""
     _last: str = ""
     _paused_until: dict[str, float] = field(default_factory=dict)
+    _full_until: dict[str, float] = field(default_factory=dict)
 
     def take_turn(self) -> None:
         """Let `read_due` go on behind the accounts that it returned last."""
@@ -46,3 +50,16 @@ class OwnLanes:
     def pause(self, account: str, *, until: float) -> None:
         """Leave an account alone until a moment, or for a short time if that is far away."""
         self._paused_until[account] = min(until, self.clock.now() + PAUSE_SECONDS)
+
+    def record_full(self, account: str, *, until: float) -> None:
+        """Note that due orders of an account wait for capacity, which the worker of this process looks for again."""
+        self._full_until[account] = min(until, self.clock.now() + PAUSE_SECONDS)
+
+    def forget_full(self, account: str) -> None:
+        """Note that an account has capacity, or no due orders."""
+        self._full_until.pop(account, None)
+
+    def is_full(self, account: str) -> bool:
+        """Return whether orders of an account wait for capacity, so that one more makes no difference."""
+        until = self._full_until.get(account)
+        return until is not None and 0.0 < until - self.clock.now() <= PAUSE_SECONDS

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from pydantic import SecretStr
@@ -53,6 +54,11 @@ class ProviderAccounts:
     """The operator's, by provider, the preferred one first."""
     _opened: OrderedDict[str, OpenedPool] = field(default_factory=OrderedDict)
 
+    @cached_property
+    def _preferred(self) -> Mapping[str, Provider]:
+        """The preferred key of each provider of the operator."""
+        return {name: pool.preferred for name, pool in self.house.items()}
+
     async def find_pool(self, account: str) -> ProviderPool | None:
         """Return the pool of an account; None if it does not exist, or no longer.
 
@@ -87,7 +93,7 @@ class ProviderAccounts:
         own = await self.find_own(owner)
         if own and SANDBOX.name in self.house:
             return own
-        return {**own, **{name: pool.preferred for name, pool in self.house.items()}}
+        return {**own, **self._preferred} if own else self._preferred
 
     async def list_siblings(self, account: str) -> list[str]:
         """Return the names of all accounts of the user to whom one belongs; none if it does not exist."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.tasks.routing import Router
@@ -14,15 +13,15 @@ from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """The tasks of one request, on their way into the database."""
+    """The tasks of one request, as they are to be written."""
 
     tasks: tuple[Task, ...]
-    wake: tuple[str, ...] = ()
+    is_promised: bool
+    """They are leased, and begin here after their transaction."""
+    wake: tuple[str, ...]
     """Channels of their transaction."""
-    is_written: bool = False
-    """Set by the caller after the transaction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +32,31 @@ class Arrivals:
     router: Router
     next_steps: NextSteps
 
-    @asynccontextmanager
-    async def taking(self, tasks: tuple[Task, ...]) -> AsyncIterator[Arrival]:
-        """Provide new tasks as they are to be written; begin their submissions once `is_written` says so."""
+    async def take(self, tasks: tuple[Task, ...]) -> Arrival:
+        """Return new tasks as they are to be written. `finish` follows in any case."""
+        if self._is_lane_full(tasks):
+            return Arrival(tasks=tasks, is_promised=False, wake=())
         lease = await self._promise(tasks)
         if lease is None:
-            yield Arrival(tasks=tasks, wake=(DUE_CHANNEL,))
-            return
+            return Arrival(tasks=tasks, is_promised=False, wake=(DUE_CHANNEL,))
         leased = {"leased_by": lease.holder, "lease_until": lease.until}
-        arrival = Arrival(tasks=tuple(changed_row(task, leased) for task in tasks))
-        try:
-            yield arrival
-        finally:
-            for task in arrival.tasks:
-                if arrival.is_written:
-                    self.next_steps.begin(task)
-                else:
-                    self.next_steps.forgo(task.state)
+        return Arrival(tasks=tuple([changed_row(task, leased) for task in tasks]), is_promised=True, wake=())
+
+    def finish(self, arrival: Arrival, *, is_written: bool) -> None:
+        """Begin the submissions that were promised, if their tasks are written."""
+        if not arrival.is_promised:
+            if is_written and not arrival.wake and not self._is_lane_full(arrival.tasks):
+                self.next_steps.running.tasks.database.notify(DUE_CHANNEL)  # the lane got capacity before the commit
+            return
+        for task in arrival.tasks:
+            if is_written:
+                self.next_steps.begin(task)
+            else:
+                self.next_steps.forgo(task.state)
+
+    def _is_lane_full(self, tasks: Sequence[Task]) -> bool:
+        """Return whether the worker of this process looks at the queue of these tasks again without being woken."""
+        return self.next_steps.is_open and all(self.submissions.lanes.is_full(task.provider) for task in tasks)
 
     async def _promise(self, tasks: Sequence[Task]) -> Lease | None:
         """Return the lease with which these tasks are written; None if the queue decides when they are submitted.
