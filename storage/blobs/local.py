@@ -1,6 +1,7 @@
 """Blobs as files: a draft in the same file system, synced, then renamed to its hash.
 
 <root>/.drafts/<random>               being written; locked by its writer, so that only orphans are swept
+<root>/<shard>/<owner>/.<random>      the same of bytes that were whole in memory; deleted with its owner
 <root>/<shard>/<owner>/<sha256>       stored; the shard is the owner's last two characters: ids end in random ones
 """
 
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import io
 import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +26,7 @@ from storage.file_modes import GROUP_READ_FILE, GROUP_READ_FOLDER, add_bits
 CHUNK_BYTES = 2**20
 DISK = Disk(variable="BROKER_BLOB_URL", room="free some, or shorten BROKER_RETENTION_HOURS")
 MAX_PLACE_ATTEMPTS = 100
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 ABSENT_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -41,7 +45,8 @@ class LocalBlobs:
         """Shards whose names this process has synced. Nothing deletes a shard."""
 
     def new_draft(self, owner: str) -> Draft:
-        return Draft(self._drafts, partial(self._commit, validate_owner(owner)), DISK.run)
+        owner = validate_owner(owner)
+        return Draft(self._drafts, partial(self._commit, owner), DISK.run, partial(self._store_whole, owner))
 
     async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
         if start < 0:
@@ -94,16 +99,47 @@ class LocalBlobs:
         file.is_draft = False
         return Blob(name=f"{owner}/{sha256}", size=file.size, sha256=sha256)
 
-    def place(self, draft: Path, owner: str, sha256: str) -> None:
-        """Rename a synced draft, and sync every folder of its path, because new folders are not durable either.
+    def _store_whole(self, owner: str, data: bytes) -> Blob:
+        """Store bytes with a draft in the folder of their owner: a third less work than a lock and a second folder."""
+        self._drafts.require_room()
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._change_folder(owner, partial(self._write_blob, data, sha256))
+        return Blob(name=f"{owner}/{sha256}", size=len(data), sha256=sha256)
 
-        Retries, because a delete of the same owner may remove the folder between any two steps.
+    def _write_blob(self, data: bytes, sha256: str, folder: int) -> None:
+        """Write a blob into an open folder; `_commit` has the order of the steps."""
+        draft = f".{secrets.token_hex(8)}"
+        file = os.open(draft, NEW_FILE, 0o600, dir_fd=folder)
+        try:
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(file, left) :]
+                if self._group_read:
+                    add_bits(file, GROUP_READ_FILE)
+                self.sync(file)
+            finally:
+                os.close(file)
+            os.rename(draft, sha256, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(draft, dir_fd=folder)
+            raise
+
+    def place(self, draft: Path, owner: str, sha256: str) -> None:
+        """Rename a synced draft."""
+        self._change_folder(owner, lambda descriptor: os.rename(draft, sha256, dst_dir_fd=descriptor))
+
+    def _change_folder(self, owner: str, change: Callable[[int], None]) -> None:
+        """Change the folder of an owner, and sync every folder of its path, because new folders are not durable either.
+
+        Retries, because a delete of the same owner may remove the folder, or what is in it, between any two steps.
         """
         folder = self._folder(owner)
         for _ in range(MAX_PLACE_ATTEMPTS):
             with suppress(FileNotFoundError):
                 self._make_folder(folder)
-                self._sync_folder(folder, lambda descriptor: os.rename(draft, sha256, dst_dir_fd=descriptor))
+                self._sync_folder(folder, change)
                 break
         else:
             raise FileNotFoundError(errno.ENOENT, "the draft is gone")
@@ -138,7 +174,7 @@ class LocalBlobs:
         os.fsync(descriptor)
 
     def _folder(self, owner: str) -> Path:
-        return self.root / owner[-2:] / owner
+        return self.root.joinpath(owner[-2:], owner)
 
     def _open(self, name: str, start: int, stop: int | None) -> _LocalReader:
         match = NAME.fullmatch(name)

@@ -86,6 +86,11 @@ class StagingArea:
         self._free_floor = free_floor
 
     def new(self) -> HashingFile:
+        self.require_room()
+        return HashingFile(self._folder / secrets.token_hex(16))
+
+    def require_room(self) -> None:
+        """Raise `StorageFull` below the free floor."""
         try:
             disk = os.statvfs(self._folder)
         except FileNotFoundError:
@@ -95,7 +100,6 @@ class StagingArea:
             raise StorageFull(
                 f"less than {self._free_floor // MIB} MiB are free on the disk of the images: {self.disk.room}"
             )
-        return HashingFile(self._folder / secrets.token_hex(16))
 
     def write_probe(self, sync: Callable[[int], None] = os.fsync) -> None:
         """Write and sync a small draft, and delete it."""
@@ -143,10 +147,18 @@ class Draft:
     hundred KiB at once, and `store` what is no larger.
     """
 
-    def __init__(self, drafts: StagingArea, commit: Commit, run: RunBlocking) -> None:
+    def __init__(
+        self,
+        drafts: StagingArea,
+        commit: Commit,
+        run: RunBlocking,
+        store_whole: Callable[[bytes], Blob] | None = None,
+    ) -> None:
+        """store_whole: stores bytes that are whole in memory; blocks. None: by way of a file, as all others."""
         self._drafts = drafts
         self._commit = commit
         self._run = run
+        self._store_whole = store_whole
         self._file: HashingFile | None = None
 
     @property
@@ -220,6 +232,8 @@ class Draft:
     def _store(self, data: bytes, check: Callable[[], object] | None, media_type: str | None) -> Blob:
         if check is not None:
             check()
+        if self._store_whole is not None:
+            return self._store_whole(data)
         file = self._drafts.new()
         try:
             file.write(data)

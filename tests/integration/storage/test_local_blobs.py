@@ -172,6 +172,19 @@ async def test_failed_sync_fails_the_commit(tmp_path: Path, fails_at: int) -> No
     assert blob.size == 1
 
 
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+async def test_failed_sync_fails_bytes_in_memory(tmp_path: Path, fails_at: int) -> None:
+    blobs = Failing(tmp_path)
+    blobs.fails_at = fails_at
+    before = descriptors()
+    with pytest.raises(StorageError, match="the disk is failing"):
+        await blobs.new_draft("task_1").store(b"x")
+    assert [path.name for path in files(tmp_path) if path.name.startswith(".")] == []
+    assert descriptors() == before
+    blob = await blobs.new_draft("task_1").store(b"x")
+    assert [path.name for path in files(tmp_path)] == [blob.sha256]
+
+
 async def test_failed_check_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the disk is failing"):
         await Failing(tmp_path).check()
@@ -204,6 +217,13 @@ async def test_commit_syncs_bytes_then_renames_then_syncs_folders(tmp_path: Path
         assert blobs.synced == []
         await draft.commit()
         assert blobs.synced == [(".drafts", False), ("_1", True), ("_1", True), ("root", True)]
+    assert blobs.lengths == [10]
+
+
+async def test_bytes_in_memory_are_synced_before_they_have_their_name(tmp_path: Path) -> None:
+    blobs = Recording(tmp_path)
+    await blobs.new_draft("task_1").store(b"x" * 10)
+    assert blobs.synced == [("_1", False), ("_1", True), ("_1", True), ("root", True)]
     assert blobs.lengths == [10]
 
 
@@ -311,6 +331,31 @@ async def test_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
         await draft.commit()
     assert await blobs.delete("task_1") == 1
     assert not list(blobs.root.rglob("task_1"))
+
+
+async def test_bytes_in_memory_survive_a_delete_of_their_owner_at_the_same_time(tmp_path: Path) -> None:
+    """Their draft is in the folder that it deletes, so they are written again."""
+
+    class Deleting(LocalBlobs):
+        deletes = 2
+
+        def sync(self, descriptor: int) -> None:
+            super().sync(descriptor)
+            if self.deletes:
+                self.deletes -= 1
+                shutil.rmtree(tmp_path / "_1" / "task_1")
+
+    blobs = Deleting(tmp_path)
+    blob = await blobs.new_draft("task_1").store(b"x" * 10)
+    assert [(path.name, path.stat().st_size) for path in files(tmp_path)] == [(blob.sha256, 10)]
+
+
+async def test_draft_of_a_dead_writer_in_a_folder_of_an_owner_is_deleted_with_it(blobs: LocalBlobs) -> None:
+    (blobs.root / "_1" / "task_1").mkdir(parents=True)
+    (blobs.root / "_1" / "task_1" / ".0123456789abcdef").write_bytes(b"x")
+    await blobs.new_draft("task_1").store(b"x")
+    assert await blobs.delete("task_1") == 2
+    assert files(blobs.root) == []
 
 
 @pytest.mark.parametrize("steps", range(0, 40, 3))
@@ -449,6 +494,14 @@ async def test_group_reads_blobs_only_if_it_may(
     assert modes(place, place.parent, place.parent.parent, blobs.root) == expected
     assert blobs.synced == expected
     assert modes(blobs.root / ".drafts") == ["700"]
+
+
+async def test_group_reads_bytes_that_were_in_memory(tmp_path: Path, _private_umask: None) -> None:
+    blobs = ModesWhenSynced(tmp_path / "blobs", group_read=True)
+    blob = await blobs.new_draft("task_1").store(b"x")
+    place = blobs.root / "_1" / blob.name
+    assert modes(place, place.parent, place.parent.parent, blobs.root) == ["640", "750", "750", "750"]
+    assert blobs.synced == ["640", "750", "750", "750"]
 
 
 async def test_folders_of_an_earlier_start_are_opened_to_the_group(tmp_path: Path, _private_umask: None) -> None:
