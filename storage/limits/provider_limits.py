@@ -107,15 +107,28 @@ _RUNNING = f"SELECT count(*) AS n FROM tasks WHERE {_ACCOUNT} AND state IN ('sub
 _SUBMITTED_WITHIN = (
     f"SELECT count(*) AS n FROM ({_SUBMITTED.replace('count(*) AS n', '1')} LIMIT :creates_per_window) w"
 )
-_RUNNING_WITHIN = f"SELECT count(*) AS n FROM ({_RUNNING.replace('count(*) AS n', '1')} LIMIT :concurrency + 1) r"
+_RUNNING_ROWS = _RUNNING.replace("count(*) AS n", "1")
+_RUNNING_WITHIN = f"SELECT count(*) AS n FROM ({_RUNNING_ROWS} LIMIT :concurrency + 1) r"
 # after a failure one job is submitted first, as a probe
 _PROBE = """SELECT count(*) AS n FROM provider_limits l JOIN attempts a
     ON a.provider = l.provider AND a.key_id = l.key_id
     WHERE l.provider = :provider AND l.key_id = :key_id AND l.errors > 0 AND a.outcome = 'sent'
     AND a.sent_at >= l.paused_until AND a.sent_at > :probing AND a.sent_at <= :horizon"""
+# Two counters in the row of a key save most counts: submissions since the first one of a window, and in the window
+# before. Those of the last `WINDOW_SECONDS` are among them, so there are no more; unless a clock is behind that of the
+# process that began the window.
+_IN_WINDOW = f":sent_at < limits.window_from + {WINDOW_SECONDS}"
+_IN_NEXT_WINDOW = f":sent_at < limits.window_from + {2 * WINDOW_SECONDS}"
+_COUNT_SUBMISSION = f"""UPDATE SET
+    earlier_submissions = CASE WHEN {_IN_WINDOW} THEN limits.earlier_submissions
+        WHEN {_IN_NEXT_WINDOW} THEN limits.submissions ELSE 0 END,
+    submissions = CASE WHEN {_IN_WINDOW} THEN limits.submissions + 1 ELSE 1 END,
+    window_from = CASE WHEN {_IN_WINDOW} THEN limits.window_from ELSE :sent_at END"""
+_IS_WITHIN_WINDOW = f"""((l.submissions + l.earlier_submissions <= :creates_per_window AND l.window_from <= :sent_at)
+    OR ({_SUBMITTED_WITHIN}) < :creates_per_window)"""
 # one that only the operator can end lets an order through, which is refused with the reason
-_IS_COOLING = f"""EXISTS (SELECT 1 FROM provider_limits WHERE {_ACCOUNT} AND paused_until > :now
-    AND paused_until < :latest AND reason NOT IN ({", ".join(f"'{reason}'" for reason in SET_ASIDE_REASONS)}))"""
+_IS_COOLING = f"""(l.paused_until > :sent_at AND l.paused_until < :latest
+    AND l.reason NOT IN ({", ".join(f"'{reason}'" for reason in SET_ASIDE_REASONS)}))"""
 _ACTIVE = "EXISTS (SELECT 1 FROM provider_keys WHERE id = :key_id AND retired_at IS NULL)"
 
 
@@ -168,30 +181,30 @@ class ProviderLimits:
     def reserve_submission(self, attempt: Attempt, limits: AccountLimits) -> list[Statement]:
         """Write the attempt if its key has capacity and no cooldown, and its provider is not paused; otherwise `Stale`.
 
-        1. Lock the key's row, so that transactions count one after the other, and return its `errors`. 2. Count, and
-        write. It follows the statement that makes the task `submitting`, so the task itself counts as one running job.
+        1. Count in the key's row, which locks it, so that transactions count one after the other, and return its
+        `errors`. 2. Compare, and write. Both follow the statement that makes the task `submitting`, so the task itself
+        counts as one running job.
         The key of a user must be active; see `ProviderKeys.retire_key`.
         """
         active = f"AND {_ACTIVE}" if is_own_account(attempt.provider) else ""
-        account = {"provider": attempt.provider, "key_id": attempt.key_id}
+        account = {"provider": attempt.provider, "key_id": attempt.key_id, "sent_at": attempt.sent_at}
         lock = Statement(
-            sql="""INSERT INTO provider_limits (provider, key_id, paused_until, errors, reason)
-                VALUES (:provider, :key_id, 0, 0, '')
-                ON CONFLICT (provider, key_id) DO UPDATE SET errors = provider_limits.errors
-                RETURNING errors""",
+            sql=f"""INSERT INTO provider_limits AS limits
+                    (provider, key_id, paused_until, errors, reason, window_from, submissions)
+                VALUES (:provider, :key_id, 0, 0, '', :sent_at, 1)
+                ON CONFLICT (provider, key_id) DO {_COUNT_SUBMISSION} RETURNING errors""",
             params=account,
         )
         insert = Statement(
             sql=f"""INSERT INTO attempts
                     (task_id, number, provider, key_id, sent_at, outcome, billed, price, usd_per_unit)
                 SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
-                WHERE ({_SUBMITTED_WITHIN}) < :creates_per_window
-                AND ({_RUNNING_WITHIN}) <= :concurrency AND ({_PROBE}) = 0
-                AND NOT {_IS_COOLING}
+                FROM provider_limits l WHERE l.provider = :provider AND l.key_id = :key_id
+                AND {_IS_WITHIN_WINDOW} AND NOT EXISTS ({_RUNNING_ROWS} LIMIT 1 OFFSET :concurrency)
+                AND NOT {_IS_COOLING} AND (l.errors = 0 OR ({_PROBE}) = 0)
                 AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :paused) {active}""",
             params={
                 "paused": provider_of(attempt.provider),
-                "now": attempt.sent_at,
                 "latest": attempt.sent_at + MAX_COOLDOWN_SECONDS,
                 **vars(attempt),
                 **vars(limits),

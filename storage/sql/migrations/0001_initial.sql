@@ -135,13 +135,17 @@ CREATE TABLE budget_days (
     used BIGINT NOT NULL
 );
 
--- cooldown of each key of a provider: nothing is submitted with it before `paused_until`
+-- each key of a provider: nothing is submitted with it before `paused_until`; its submissions since `window_from`, and
+-- in the window before
 CREATE TABLE provider_limits (
     provider TEXT NOT NULL,
     key_id TEXT NOT NULL,
     paused_until DOUBLE PRECISION NOT NULL,
     errors BIGINT NOT NULL,
     reason TEXT NOT NULL,
+    window_from DOUBLE PRECISION NOT NULL DEFAULT 0,
+    submissions BIGINT NOT NULL DEFAULT 0,
+    earlier_submissions BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (provider, key_id)
 );
 
