@@ -29,8 +29,10 @@ from storage.sql.writer.thread_turns import ThreadTurns
 
 MAX_WRITES_PER_COMMIT = 256
 """No further writes are added to a group of so many."""
-CHECKPOINT_PAGES = 1000
-"""Pages in the log after which a commit copies them into the database."""
+CHECKPOINT_STATEMENTS = 250
+"""Statements after which the log, of some 700 pages then, is copied into the database between two commits."""
+CHECKPOINT_PAGES = 2000
+"""Pages in the log after which a commit copies them itself, and its callers wait for that: many rows per statement."""
 LAST_LOOK_SECONDS = 0.25
 """After the last commit, until the writer looks once more if another process has committed."""
 
@@ -74,6 +76,7 @@ class GroupCommitWriter:
         self._reserve = DiskReserve(path.with_name(path.name + "-reserve"))
         self._spends_reserve = spends_reserve
         self._may_write_all = True
+        self._statements_in_log = 0
         self._queue: SimpleQueue[list[Write] | None] = SimpleQueue()
         self._submitted: list[Write] = []
         self._unfinished = 0
@@ -135,6 +138,18 @@ class GroupCommitWriter:
                 with self.turns.computing:
                     results = self._write_to_opened_files(connection, group)
                 self._report(group, results)
+                self._checkpoint(connection, group)
+
+    def _checkpoint(self, connection: sqlite3.Connection, group: Sequence[Write]) -> None:
+        """Copy the log into the database when it is long enough: after the report, as it takes as long as ten commits.
+
+        Not while the reserve is in use, which a larger database would use up.
+        """
+        self._statements_in_log += sum(len(write.statements) for write in group)
+        if self._statements_in_log >= CHECKPOINT_STATEMENTS and self._may_write_all:
+            self._statements_in_log = 0
+            with suppress(sqlite3.Error):  # as after a commit: the log keeps what was not copied
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _report(self, group: Sequence[Write], results: Sequence[Result]) -> None:
         with suppress(RuntimeError):  # the loop is closed, so no caller waits
@@ -155,7 +170,7 @@ class GroupCommitWriter:
         may_write_all = self._reserve.refill()
         if may_write_all != self._may_write_all:
             # a checkpoint may make the database larger and use the reserve up; deletions do not, and need a short log
-            in_reserve = CHECKPOINT_PAGES // 10 if self._spends_reserve else 0
+            in_reserve = CHECKPOINT_PAGES // 20 if self._spends_reserve else 0
             connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES if may_write_all else in_reserve}")
             self._may_write_all = may_write_all
         is_admitted = [may_write_all or self._may_use_reserve(write) for write in group]

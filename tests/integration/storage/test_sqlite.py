@@ -17,7 +17,7 @@ from storage.errors import DatabaseReplaced, StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.migrate import SchemaTooNew, upgrade_schema
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
-from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, GroupCommitWriter
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +75,27 @@ async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
     async with traced_writer(tmp_path / "b.db") as (writer, seen):
         await asyncio.gather(*submit_numbers(writer, range(200)))
     assert 1 <= seen.count("COMMIT") <= 5
+
+
+async def test_callers_do_not_wait_for_the_checkpoint_that_follows_their_commit(tmp_path: Path) -> None:
+    """It takes as long as ten commits."""
+    written, waits = threading.Event(), list[bool]()
+
+    def connect() -> sqlite3.Connection:
+        connection = open_connection(tmp_path / "b.db", WRITER_PRAGMAS)
+        connection.execute("CREATE TABLE t (n BIGINT)")
+        connection.set_trace_callback(lambda sql: waits.append(written.wait(5)) if "checkpoint" in sql else None)
+        return connection
+
+    writer = GroupCommitWriter(tmp_path / "b.db", connect)
+    await writer.open()
+    try:
+        await asyncio.gather(*submit_numbers(writer, range(CHECKPOINT_STATEMENTS)))
+        written.set()
+        await writer.flush()
+    finally:
+        await writer.close()
+    assert waits == [True]
 
 
 async def test_flush_waits_for_all_writes(tmp_path: Path) -> None:
