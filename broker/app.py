@@ -39,9 +39,9 @@ from broker.api.dialects.replicate import replicate_dialect
 from broker.api.docs import DocsRoutes
 from broker.api.health import HealthRoutes
 from broker.api.http.auth import Authenticator
-from broker.api.http.endpoint import Dialect, Endpoint, build_routes
+from broker.api.http.endpoint import Dialect, Endpoint, EndpointRoute, EndpointRouter, build_routes
 from broker.api.http.errors import ErrorRenderer
-from broker.api.http.middleware import ErrorMiddleware, RequestMiddleware, complete_headers
+from broker.api.http.middleware import EndpointApp, RequestMiddleware, complete_headers
 from broker.api.http.request_body import max_form_bytes
 from broker.api.http.responses import ErrorResponse, error_response
 from broker.api.images import ImageRoutes
@@ -93,10 +93,16 @@ DIALECTS: Final[tuple[Callable[[Services], Dialect], ...]] = (
 
 
 class _Application(Starlette):
-    """Starlette without the layers of its own that handle errors: `ErrorMiddleware` does."""
+    """Starlette without the layers of its own that route and handle errors: `EndpointApp` does."""
+
+    def __init__(
+        self, routes: Sequence[EndpointRoute], middleware: Sequence[Middleware], errors: ErrorRenderer
+    ) -> None:
+        super().__init__(routes=routes, middleware=middleware)
+        self._endpoints = EndpointApp(EndpointRouter(routes), errors)
 
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = self.router.app
+        app: ASGIApp = self._endpoints
         for middleware in reversed(self.user_middleware):
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
         return app
@@ -126,12 +132,11 @@ def build_app(services: Services) -> Starlette:
             Middleware(ReadyPollMiddleware, polls=polls),
             Middleware(RequestMiddleware, metrics=services.metrics),
             *_cors_middleware(services.settings.cors_origins),
-            Middleware(ErrorMiddleware, errors=errors),
         ],
+        errors=errors,
     )
     app.state.dialects = dialects
     app.state.ready_polls = polls
-    app.router.redirect_slashes = False  # a redirect would be built from the Host of the request
     return app
 
 

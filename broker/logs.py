@@ -112,7 +112,7 @@ def configure_logging(level: str, form: str, folder: Path | None, *, process: in
     log.sink = partial(_write_line, handlers)
 
 
-def safe_exc_info(error: Exception) -> ExcInfo:
+def safe_exc_info(error: BaseException) -> ExcInfo:
     """Return for `exc_info` the type of an error and its traceback; its text may hold data of the caller."""
     return RuntimeError, RuntimeError(type(error).__qualname__), error.__traceback__
 

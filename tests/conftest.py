@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Generator, Iterator
 
 import pytest
 
+from broker.logs import LogEvent
 from tests.support.clock import ManualClock
+from tests.support.log_lines import captured_lines
 from tests.support.memory_disk import keep_temporary_files_in_memory
 from tests.support.planted_secrets import find_secrets
 from tests.support.servers import postgres as server
@@ -17,6 +20,7 @@ from tests.support.variables import settings_variables
 
 def pytest_configure() -> None:
     keep_temporary_files_in_memory()
+    logging.getLogger("broker").setLevel(logging.INFO)  # captured with each test, and searched for secrets
     gc.disable()
 
 
@@ -68,3 +72,10 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[LogEvent]]:
+    """Lines of the broker, DEBUG and above."""
+    with captured_lines(logging.DEBUG) as lines:
+        yield lines

@@ -60,6 +60,8 @@ class Users:
     async def has_any_account(self) -> bool:
         """Return whether there is a user or an API key."""
         sql = "SELECT 1 AS found FROM users UNION ALL SELECT 1 FROM api_keys LIMIT 1"
+        if (rows := self.database.fetch_at_once(sql)) is not None:  # every direct call without a key asks
+            return bool(rows)
         return await self.database.fetch_one(sql) is not None
 
     def insert_user(self, user: User) -> Statement:

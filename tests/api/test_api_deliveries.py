@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from broker.net.fetcher import Fetcher
 from storage.deliveries import Delivery, DeliveryStatus
 from tests.support.api import ApiBroker, a_task, open_api
+from tests.support.log_lines import captured_lines
 
 pytestmark = pytest.mark.anyio
 
@@ -114,15 +116,15 @@ async def test_callback_url_is_part_of_the_order_of_an_idempotency_key(tmp_path:
         assert "of-the-receiver" not in (await broker.client.get("/api/tasks")).text
 
 
-async def test_callback_url_is_not_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    async with open_api(tmp_path, callback_allow=("127.0.0.1:9",), log_level="DEBUG") as broker:
-        order = {"prompt": "a red bicycle", "callbackUrl": "http://127.0.0.1:9/hook?word=of-the-receiver"}
-        task_id = (await broker.client.post("/api/generate/image", json=order)).json()["taskId"]
-        assert (await broker.client.delete(f"/api/task/{task_id}")).status_code == 200
-        while True:
-            (listed,) = (await broker.client.get("/api/deliveries")).json()["data"]
-            if listed["attempts"]:
-                break
-    out, err = capfd.readouterr()
-    assert "delivery_failed" in out + err
-    assert "of-the-receiver" not in out + err + repr(listed)
+async def test_callback_url_is_not_logged(tmp_path: Path) -> None:
+    with captured_lines(logging.DEBUG) as lines:
+        async with open_api(tmp_path, callback_allow=("127.0.0.1:9",)) as broker:
+            order = {"prompt": "a red bicycle", "callbackUrl": "http://127.0.0.1:9/hook?word=of-the-receiver"}
+            task_id = (await broker.client.post("/api/generate/image", json=order)).json()["taskId"]
+            assert (await broker.client.delete(f"/api/task/{task_id}")).status_code == 200
+            while True:
+                (listed,) = (await broker.client.get("/api/deliveries")).json()["data"]
+                if listed["attempts"]:
+                    break
+    assert "delivery_failed" in {line["action"] for line in lines}
+    assert "of-the-receiver" not in str(lines) + repr(listed)

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from broker.bootstrap import database_for
+from broker.logs import LogEvent
 from broker.privacy.deletion import KEPT_SECONDS
 from broker.services import Services
 from broker.settings import Settings
@@ -85,7 +86,7 @@ def check_nothing_is_left(account: PlantedAccount, dump: Any) -> None:
 
 
 async def test_deletion_leaves_nothing_but_amounts(
-    tmp_path: Path, settings: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, settings: dict[str, Any], log_lines: list[LogEvent]
 ) -> None:
     async with open_api(tmp_path, api_keys=(KEY,), **settings) as broker:
         before_planting = files_below(tmp_path / "blobs")
@@ -105,7 +106,7 @@ async def test_deletion_leaves_nothing_but_amounts(
         assert files_below(tmp_path / "blobs") - before_planting == files // 2
         assert await costs_by_user(broker) == {bob.user.name: costs[bob.user.name], DELETED_OWNER: costs[ada.user.name]}
         assert (await broker.client.delete(f"/api/users/{ada.user.id}", headers=HEADERS)).status_code == 404
-    logged = "".join(capfd.readouterr())
+    logged = str(log_lines)
     assert "account_erased" in logged
     assert WORD not in logged
     assert ada.user.name not in logged

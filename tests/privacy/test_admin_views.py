@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from broker.api.http.endpoint import Endpoint
+from broker.logs import LogEvent
 from storage.ids import DELETED_OWNER, shorten_id
 from storage.states import TaskState
 from storage.tasks import Task
@@ -94,7 +95,7 @@ def text_of(answer: httpx.Response) -> str:
         return "\n".join(archive.read(name).decode("utf-8", "replace") for name in archive.namelist())
 
 
-async def test_no_route_for_admins_shows_content(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_no_route_for_admins_shows_content(tmp_path: Path, log_lines: list[LogEvent]) -> None:
     async with planted_broker(tmp_path) as (broker, (planted,), keys):
         shown = 0
         for key in keys:
@@ -112,7 +113,7 @@ async def test_no_route_for_admins_shows_content(tmp_path: Path, capfd: pytest.C
                     assert leaks == [], (endpoint.method, path, text[:2000])
                     shown += shorten_id(planted.tasks[0].id) in text
         assert shown >= 2 * 5  # tasks, callbacks, deliveries: the canaries had a chance
-    logged = "".join(capfd.readouterr())
+    logged = str(log_lines)
     assert "callback_replayed" in logged
     assert WORD not in logged
 

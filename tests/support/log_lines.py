@@ -10,14 +10,14 @@ from broker.logs import LogEvent, log
 
 
 @contextmanager
-def captured_lines() -> Iterator[list[LogEvent]]:
-    """Yield the list of the lines that are logged while the block runs, before secrets are hidden; from INFO on."""
+def captured_lines(lowest: int = logging.INFO) -> Iterator[list[LogEvent]]:
+    """Yield the list of the lines that are logged while the block runs, before secrets are hidden."""
     lines = list[LogEvent]()
     logger = logging.getLogger("broker")
     sink, level = log.sink, logger.level
     log.sink = lines.append
-    if not logger.isEnabledFor(logging.INFO):
-        logger.setLevel(logging.INFO)
+    if not logger.isEnabledFor(lowest):
+        logger.setLevel(lowest)
     try:
         yield lines
     finally:

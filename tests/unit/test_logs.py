@@ -86,7 +86,7 @@ def test_terminal_gets_colors_around_the_same_line(capsys: pytest.CaptureFixture
 
 
 def test_lines_before_logging_is_configured_go_to_the_standard_library(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "broker"):
         log.info("hello", action="hello", token="canary")
         log.debug("not shown")
     (record,) = caplog.records

@@ -8,6 +8,7 @@ from typing import Final
 from starlette.requests import HTTPConnection
 
 from broker.api.http.auth import is_forwarded
+from broker.api.http.identity import header_value, header_values
 
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 
@@ -23,7 +24,7 @@ def own_base_url(request: HTTPConnection, public: str | None) -> str:
     alone, never for another caller.
     """
     host, scheme = reached_host(request), request.scope["scheme"]
-    if request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https":
+    if header_value(request, "x-forwarded-proto").partition(",")[0].strip().lower() == "https":
         scheme = "https"
     if public and (host is None or is_forwarded(request)) and (public.startswith("https:") or scheme == "http"):
         return public
@@ -32,5 +33,5 @@ def own_base_url(request: HTTPConnection, public: str | None) -> str:
 
 def reached_host(request: HTTPConnection) -> str | None:
     """Return the `Host` of a request, with its port; None without a plain one. A caller can send any."""
-    hosts = request.headers.getlist("host")
+    hosts = header_values(request.scope, "host")
     return hosts[0] if len(hosts) == 1 and _HOST.fullmatch(hosts[0]) else None

@@ -51,6 +51,12 @@ def tracked_answer(scope: Scope) -> TrackedAnswer | None:
     return found
 
 
+def is_recorded(scope: Scope) -> bool:
+    """Return whether `send_tracked` has something to do for an answer that is about to be sent."""
+    tracked = tracked_answer(scope)
+    return tracked is not None and (tracked.answer is not None or bool(tracked.headers))
+
+
 async def send_tracked(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Run an application, and record the end of its answer if it asked for that."""
     connection, is_sent = connection_of(scope), False

@@ -14,13 +14,14 @@ import hmac
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from starlette.requests import HTTPConnection
 
 from broker.accounts.credentials import Credentials
 from broker.api.http.cookies import is_secure, read_session_cookie
+from broker.api.http.identity import header_value, header_values
 from broker.errors import ApiError
 from broker.net.hosts import is_loopback_host, is_private_host
 from broker.principal import Principal, house_principal
@@ -28,7 +29,7 @@ from broker.services import Services
 from broker.settings import Settings
 
 _LOOPBACK_HOST: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-_FORWARDED: Final = re.compile(rb"^(?:forwarded|via|(?:x-forwarded|cf|ngrok)-.*)$", re.MULTILINE)
+_FORWARDED: Final = re.compile(r"^(?:forwarded|via|(?:x-forwarded|cf|ngrok)-.*)$", re.MULTILINE)
 _AUTHORIZATION: Final = re.compile(r"([A-Za-z0-9-]+) +([^ ]+) *")
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 
@@ -59,7 +60,7 @@ def require_same_site(request: HTTPConnection, origins: Collection[str] = ()) ->
     For requests that log in: another page must neither log the browser of a user in, nor guess passwords through it.
     origins: of other web sites that may.
     """
-    sent_by = request.headers.getlist("origin")
+    sent_by = header_values(request.scope, "origin")
     if sent_by and all(origin in origins for origin in sent_by):
         return
     if _is_own_page(request) is False:
@@ -68,11 +69,11 @@ def require_same_site(request: HTTPConnection, origins: Collection[str] = ()) ->
 
 def _is_own_page(request: HTTPConnection) -> bool | None:
     """Return whether our own page, or the user in the address bar, sent a request; None if no header says it."""
-    sites = [site.strip().lower() for site in request.headers.getlist("sec-fetch-site")]
+    sites = [site.strip().lower() for site in header_values(request.scope, "sec-fetch-site")]
     if sites:
         return all(site in _OWN_SITES for site in sites)
-    origins = request.headers.getlist("origin")
-    own = f"{'https' if is_secure(request) else 'http'}://{request.headers.get('host', '')}".lower()
+    origins = header_values(request.scope, "origin")
+    own = f"{'https' if is_secure(request) else 'http'}://{header_value(request, 'host')}".lower()
     return all(origin.lower() == own for origin in origins) if origins else None
 
 
@@ -170,12 +171,15 @@ class Authenticator:
 
     def _offered_keys(self, request: HTTPConnection) -> set[str]:
         """Return the keys that a request holds; an empty one for a header that is given twice."""
-        headers = [_scheme_token(request.headers.getlist("authorization"), {"bearer", *self.places.schemes})]
+        keys = set[str]()
+        if values := header_values(request.scope, "authorization"):
+            keys.add(_scheme_token(values, {"bearer", *self.places.schemes}))
         for name in self.places.headers:
-            values = request.headers.getlist(name)
-            headers += [_as_utf8(values[0]) if len(values) == 1 else ""] if values else []
-        queries = [value for name in self.places.query for value in request.query_params.getlist(name)]
-        return {key for key in (*headers, *queries) if key is not None}
+            if values := header_values(request.scope, name):
+                keys.add(_as_utf8(values[0]) if len(values) == 1 else "")
+        for name in self.places.query:
+            keys.update(request.query_params.getlist(name))
+        return keys
 
     def _digest(self, key: str) -> bytes:
         return hmac.new(self.secret, b"api-key.v1:" + key.encode("utf-8", "replace"), hashlib.sha256).digest()
@@ -186,7 +190,7 @@ def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bo
 
     origins: of other web sites that may.
     """
-    hosts = request.headers.getlist("host")
+    hosts = header_values(request.scope, "host")
     return (
         is_loopback_host((request.scope.get("client") or ("",))[0])
         and request.scope.get("http_version") != "1.0"  # of a proxy that adds no header, like nginx by default
@@ -199,11 +203,10 @@ def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bo
 
 def _is_same_site(request: HTTPConnection, host: str, allowed: Collection[str]) -> bool:
     """Return False if a header says that another web site sent it, unless that is one of the allowed origins."""
-    origins = request.headers.getlist("origin")
+    origins, sites = header_values(request.scope, "origin"), header_values(request.scope, "sec-fetch-site")
     if origins and all(origin in allowed for origin in origins):
         return True
     ours = f"{request.scope['scheme']}://{host}".lower()
-    sites = request.headers.getlist("sec-fetch-site")
     return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
 
 
@@ -213,7 +216,7 @@ def client_address(request: HTTPConnection) -> str:
     Only the last address of `X-Forwarded-For` is the proxy's; those before it are the client's own words.
     """
     peer = str((request.scope.get("client") or ("",))[0])
-    forwarded = request.headers.getlist("x-forwarded-for")
+    forwarded = header_values(request.scope, "x-forwarded-for")
     if not forwarded or not is_private_host(peer):
         return peer
     return forwarded[-1].rpartition(",")[2].strip()[:64] or peer
@@ -221,13 +224,16 @@ def client_address(request: HTTPConnection) -> str:
 
 def is_forwarded(request: HTTPConnection) -> bool:
     """Return whether a proxy or a tunnel has sent a request on."""
-    return _FORWARDED.search(b"\n".join([name for name, _ in request.scope["headers"]])) is not None
+    return _is_of_proxy("\n".join([name.decode("latin-1") for name, _ in request.scope["headers"]]))
 
 
-def _scheme_token(headers: Sequence[str], schemes: Collection[str]) -> str | None:
-    """Return the token of the only Authorization header; None without one, empty if it is not understood."""
-    if not headers:
-        return None
+@lru_cache(maxsize=64)  # clients send the same headers with each request
+def _is_of_proxy(names: str) -> bool:
+    return _FORWARDED.search(names) is not None
+
+
+def _scheme_token(headers: Sequence[str], schemes: Collection[str]) -> str:
+    """Return the token of the only Authorization header; empty if it is not understood."""
     match = _AUTHORIZATION.fullmatch(headers[0]) if len(headers) == 1 else None
     return _as_utf8(match[2]) if match and match[1].lower() in schemes else ""
 

@@ -10,6 +10,8 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from broker.api.http.identity import header_value, header_values
+
 _SESSION: Final = "broker_session"
 _DEVICE: Final = "broker_device"
 """Says only that a user has logged in with this browser before, see `broker.accounts.throttle`."""
@@ -22,7 +24,7 @@ DEVICE_COOKIE_SECONDS: Final = 180 * 86_400
 
 def is_secure(request: HTTPConnection) -> bool:
     """Return whether the client's own connection has TLS, which may end at a proxy."""
-    forwarded = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    forwarded = header_value(request, "x-forwarded-proto").partition(",")[0].strip().lower()
     return forwarded == "https" or request.scope["scheme"] == "https"
 
 
@@ -52,7 +54,7 @@ def _full_name(request: HTTPConnection, name: str) -> str:
 
 
 def _read(request: HTTPConnection, name: str) -> str | None:
-    headers = request.headers.getlist("cookie")
+    headers = header_values(request.scope, "cookie")
     if not headers:
         return None
     wanted = _full_name(request, name)

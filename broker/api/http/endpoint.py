@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from broker.api.http.auth import require_admin, require_principal
 from broker.api.http.query import QueryModel
@@ -143,7 +143,7 @@ def json_success(text: str, schema: Schema, **more: Any) -> SuccessResponse:
     return SuccessResponse(text=text, content={"application/json": schema}, **more)
 
 
-def build_routes(dialects: Iterable[Dialect]) -> list[Route]:
+def build_routes(dialects: Iterable[Dialect]) -> list[EndpointRoute]:
     """Return one route per path, in declared order. Raises ValueError for an endpoint that is declared twice.
 
     A path without parameters that one dialect has alone is matched for all methods, so that a pattern after it does not
@@ -154,7 +154,7 @@ def build_routes(dialects: Iterable[Dialect]) -> list[Route]:
     for _, path, endpoints in declared:
         methods.setdefault(path, set()).update(endpoints)
     return [
-        _EndpointRoute(
+        EndpointRoute(
             dialect,
             path,
             endpoints,
@@ -175,7 +175,7 @@ def _by_path(endpoints: Iterable[Endpoint]) -> dict[str, dict[str, Endpoint]]:
     return paths
 
 
-class _EndpointRoute(Route):
+class EndpointRoute(Route):
     """The methods of one path in one dialect. HEAD is served by GET."""
 
     def __init__(
@@ -192,32 +192,29 @@ class _EndpointRoute(Route):
         self._endpoints = endpoints
         self._allowed = {*allowed, *(["HEAD"] if "GET" in allowed else [])}
         self._is_whole = is_whole
-        super().__init__(path, self._call, methods=list(endpoints), name=path)
+        super().__init__(path, self.respond, methods=list(endpoints), name=path)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
         return Match.FULL if match == Match.PARTIAL and self._is_whole else match, child_scope
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_DIALECT] = self._dialect
-        scope[_ENDPOINT] = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        if scope["method"] not in self._allowed:
+    async def respond(self, request: Request) -> Response:
+        """Return the response of an endpoint; the access is checked before it can read the body."""
+        scope = request.scope
+        method = scope["method"]
+        endpoint = self._endpoints.get("GET" if method == "HEAD" else method)
+        scope[_DIALECT], scope[_ENDPOINT] = self._dialect, endpoint
+        if endpoint is None or method not in self._allowed:
             raise HTTPException(405, headers={"Allow": ", ".join(sorted(self._allowed))})
-        response = await self._call(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-    async def _call(self, request: Request) -> Response:
-        """Check the access before the handler can read the body."""
-        endpoint: Endpoint = request.scope[_ENDPOINT]
         if endpoint.needs_key:
             principal = require_principal(await self._dialect.authenticate(request))
             if endpoint.access == "admin":
                 require_admin(principal)
             if principal.must_change_password and not endpoint.serves_outdated_password:
                 raise ApiError("forbidden", "Change your password first: POST /api/me/password.")
-            request.scope[_PRINCIPAL] = principal
+            scope[_PRINCIPAL] = principal
         elif endpoint.access == "provider":
-            request.scope[_PRINCIPAL] = await self._find_operator(request)
+            scope[_PRINCIPAL] = await self._find_operator(request)
         return await endpoint.handler(request)
 
     async def _find_operator(self, request: Request) -> Principal | None:
@@ -229,6 +226,76 @@ class _EndpointRoute(Route):
         if principal is None or not principal.is_admin or principal.must_change_password:
             return None
         return principal
+
+
+_OTHER_METHOD: Final = ""
+_Found = tuple[EndpointRoute, Mapping[str, Any]]
+"""A route, and the parameters of the path."""
+
+
+class EndpointRouter:
+    """The route of each path: the first one that matches, as in Starlette, whose own router tries all of them.
+
+    A path without parameters is looked up. The routes that may match another one share its first two segments, or have
+    parameters there.
+    """
+
+    def __init__(self, routes: Sequence[EndpointRoute]) -> None:
+        paths = {route.path for route in routes if "{" not in route.path}
+        methods = {method for route in routes for method in route.methods or ()}
+        self._fixed = {
+            path: {method: _first_match(routes, path, method) for method in (*methods, "")} for path in paths
+        }
+        """By path and method; empty for every other method."""
+        patterns = [(_leading_segments(route.path), route) for route in routes if "{" in route.path]
+        self._patterns = {
+            segments: [route for other, route in patterns if other == segments[: len(other)]]
+            for segments in {(), *(segments for segments, _ in patterns)}
+        }
+
+    async def respond(self, request: Request) -> Response:
+        """Return the response of a request's endpoint. Raises HTTPException for a path or a method that none has."""
+        scope = request.scope
+        path, method = scope["path"], scope["method"]
+        if (fixed := self._fixed.get(path)) is not None:
+            found = fixed.get(method, fixed[_OTHER_METHOD])
+        else:
+            found = _first_match(self._candidates(path), path, method)
+        if found is None:
+            raise HTTPException(404)
+        route, scope["path_params"] = found
+        return await route.respond(request)
+
+    def _candidates(self, path: str) -> Sequence[EndpointRoute]:
+        segments = tuple(path.split("/", 3)[1:3])
+        for length in (2, 1):
+            if (routes := self._patterns.get(segments[:length])) is not None:
+                return routes
+        return self._patterns[()]
+
+
+def _by_method(routes: Iterable[EndpointRoute], path: str) -> Mapping[str, _Found | None]:
+    """Return the first match of a path without parameters for each method of the routes, and others."""
+    candidates = [route for route in routes if route.path_regex.match(path)]
+    methods = {_OTHER_METHOD, *(method for route in candidates for method in route.methods or ())}
+    return {method: _first_match(candidates, path, method) for method in methods}
+
+
+def _first_match(routes: Iterable[EndpointRoute], path: str, method: str) -> _Found | None:
+    """Return the first route with the path and the method, or the first with the path."""
+    partial: _Found | None = None
+    for route in routes:
+        match, found = route.matches({"type": "http", "path": path, "method": method})
+        if match is Match.FULL:
+            return route, found["path_params"]
+        if match is Match.PARTIAL and partial is None:
+            partial = route, found["path_params"]
+    return partial
+
+
+def _leading_segments(path: str) -> tuple[str, ...]:
+    """Return those of the first two segments of a pattern that are before its first parameter."""
+    return tuple(path.partition("{")[0].split("/")[1:-1][:2])
 
 
 def principal_of(request: HTTPConnection) -> Principal:

@@ -1,19 +1,41 @@
-"""Headers that identify a request, or a repeated one."""
+"""Headers of a request, and those that identify it, or a repeated one."""
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
 
 from broker.errors import ApiError
 
+_HEADERS: Final = "broker.headers"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _ID_CHARACTERS: Final = 16
 _IDS_AT_ONCE: Final = 256
+
+
+def header_values(scope: Scope, name: str) -> Sequence[str]:
+    """Return all values of a header. name: in lower case.
+
+    The headers are decoded once per request: a dozen of them are asked for, and Starlette searches its list each time.
+    """
+    table: dict[str, list[str]] | None = scope.get(_HEADERS)
+    if table is None:
+        table = scope[_HEADERS] = {}
+        for key, value in scope["headers"]:
+            table.setdefault(key.decode("latin-1"), []).append(value.decode("latin-1"))
+    return table.get(name, ())
+
+
+def header_value(request: HTTPConnection, name: str, default: str = "") -> str:
+    """Return the first value of a header. name: in lower case."""
+    values = header_values(request.scope, name)
+    return values[0] if values else default
 
 
 class RequestIds:
@@ -34,7 +56,7 @@ class RequestIds:
 
 def idempotency_key(request: Request) -> str | None:
     """Return the Idempotency-Key. Raises `ApiError` for one that is not a plain token."""
-    keys = request.headers.getlist("idempotency-key")
+    keys = header_values(request.scope, "idempotency-key")
     if not keys:
         return None
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
@@ -46,5 +68,5 @@ def idempotency_key(request: Request) -> str | None:
 
 def retry_count(request: Request) -> int | None:
     """Return how often a Stainless SDK has already sent this request; None for other clients."""
-    count = request.headers.get("x-stainless-retry-count", "")
-    return int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None
+    count = header_value(request, "x-stainless-retry-count")
+    return int(count) if count and re.fullmatch(r"[0-9]{1,3}", count) else None

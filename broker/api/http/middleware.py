@@ -9,16 +9,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
-from starlette.requests import HTTPConnection
+from prometheus_client import Counter
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broker.api.http.answers import mark_unfinished, send_tracked
-from broker.api.http.endpoint import endpoint_of, owner_of
+from broker.api.http.answers import is_recorded, mark_unfinished, send_tracked
+from broker.api.http.endpoint import EndpointRouter, endpoint_of, owner_of
 from broker.api.http.errors import ErrorRenderer, internal_error, unavailable
-from broker.api.http.identity import RequestIds
+from broker.api.http.identity import RequestIds, header_values
 from broker.api.http.responses import SECURITY_HEADERS
+from broker.errors import ApiError
 from broker.logs import log, request_id_of_lines, safe_exc_info
 from broker.metrics import Metrics
 
@@ -38,12 +42,13 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
-        self._metrics = metrics
+        self._requests = metrics.requests
+        self._counters: dict[tuple[str, int], Counter] = {}
         self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = [value for name, value in scope["headers"] if name == _ID_HEADER]
-        request_id = self._ids.choose(given[0] if len(given) == 1 else None)
+        given = header_values(scope, "x-request-id")
+        request_id = self._ids.choose(given[0].encode("latin-1") if len(given) == 1 else None)
         began = time.perf_counter()
 
         async def send_completed(message: Message) -> None:
@@ -63,7 +68,10 @@ class RequestMiddleware:
         """Count and log a request. status: 0 if no response was begun."""
         endpoint = endpoint_of(scope)
         operation = endpoint.operation_id if endpoint else "unmatched"
-        self._metrics.requests.labels(operation, str(status)).inc()
+        counter = self._counters.get((operation, status))
+        if counter is None:
+            counter = self._counters[operation, status] = self._requests.labels(operation, str(status))
+        counter.inc()
         is_routine = endpoint is not None and endpoint.is_quiet and (200 <= status < 300 or status == 304)
         if is_routine and not log.is_enabled_for(logging.DEBUG):
             return
@@ -83,45 +91,60 @@ class RequestMiddleware:
 def complete_headers(headers: Iterable[tuple[bytes, bytes]], *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     """Return the headers with `SECURITY_HEADERS` and `more`, except those that the response sets itself."""
     all_headers = [*headers]
-    present = {name for name, _ in all_headers}
-    all_headers += [header for header in (*SECURITY_HEADERS, *more) if header[0] not in present]
-    return all_headers
+    added = (*SECURITY_HEADERS, *more)
+    present = dict(all_headers)
+    if present.keys().isdisjoint(dict(added)):
+        return [*all_headers, *added]
+    return [*all_headers, *(header for header in added if header[0] not in present)]
 
 
-class ErrorMiddleware:
-    """Answers what is raised on the way to a response, in the dialect of the request, and records sent answers.
+class EndpointApp:
+    """Answers requests with the responses of the endpoints, and records sent answers.
 
-    An unforeseen exception is logged once, and answered without details. Starlette's own layers for all of that, two
-    around the router and one in each route, cost more than the routing.
+    What is raised on the way to a response is answered in the dialect of the request; an unforeseen exception is logged
+    once, and answered without details. Starlette's own layers for all of that, two around the router and one in each
+    route, cost more than the routing.
     """
 
-    def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
-        self._app = app
+    def __init__(self, router: EndpointRouter, errors: ErrorRenderer) -> None:
+        self._router = router
         self._errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "POST":
-            await send_tracked(self._respond, scope, receive, send)
-        else:
-            await self._respond(scope, receive, send)
-
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
         try:
-            await self._app(scope, receive, send)
-        except asyncio.CancelledError:  # the process is stopping, and the time to drain is over
-            log.warning("a request was cut off", action="request_cut_off")
-            unforeseen = unavailable()
-        except Exception as error:
-            response = None if _STATUS in scope else self._errors.response_to(HTTPConnection(scope), error)
-            if response is not None:
-                error.__traceback__ = None  # one that is raised again and again would keep all of them
-                await response(scope, receive, send)
+            response = await self._router.respond(request)
+        except (Exception, asyncio.CancelledError) as error:
+            response = self._error_response(request, error)
+        if is_recorded(scope):
+            await send_tracked(partial(self._send, response), scope, receive, send)
+        else:
+            await self._send(response, scope, receive, send)
+
+    async def _send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await response(scope, receive, send)
+        except (Exception, asyncio.CancelledError) as error:
+            request = HTTPConnection(scope)
+            if _STATUS in scope:
+                self._note_unforeseen(request, error)
                 return
-            log.error("a request failed unexpectedly", action="request_failed", exc_info=safe_exc_info(error))
-            unforeseen = internal_error()
+            response = self._error_response(request, error)
         else:
             return
-        request = HTTPConnection(scope)
+        await response(scope, receive, send)
+
+    def _error_response(self, request: HTTPConnection, error: BaseException) -> Response:
+        if isinstance(error, Exception) and (response := self._errors.response_to(request, error)) is not None:
+            error.__traceback__ = None  # one that is raised again and again would keep all of them
+            return response
+        return self._errors.render(request, self._note_unforeseen(request, error))
+
+    def _note_unforeseen(self, request: HTTPConnection, error: BaseException) -> ApiError:
+        """Log why a request has no response, or only a part; return the error that says so."""
         mark_unfinished(request)
-        if _STATUS not in scope:
-            await self._errors.render(request, unforeseen)(scope, receive, send)
+        if isinstance(error, asyncio.CancelledError):  # the process is stopping, and the time to drain is over
+            log.warning("a request was cut off", action="request_cut_off")
+            return unavailable()
+        log.error("a request failed unexpectedly", action="request_failed", exc_info=safe_exc_info(error))
+        return internal_error()

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -16,6 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from broker.api.http.identity import header_value, header_values
 from broker.catalog import Catalog
 from broker.errors import ApiError, FieldError
 from broker.net.documents import parse_off_loop
@@ -84,7 +86,7 @@ class BoundedRequest(Request):
                 yield chunk
 
     def _check_length(self) -> None:
-        length = self.headers.get("content-length", "0")
+        length = header_value(self, "content-length", "0")
         self._check_size(int(length) if _LENGTH.fullmatch(length) else 0)
 
     def _check_size(self, size: int) -> None:
@@ -96,20 +98,27 @@ def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
     """Return the media type and its parameters. Raises `ApiError` for an encoded body or a charset other than UTF-8."""
     if is_encoded(request):  # not inflated: a small body must not become a large one in memory
         raise ApiError("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type, options = _parse_media_type(header_value(request, "content-type"))
     charset = options.get(b"charset", b"utf-8").lower()
     if charset not in {b"utf-8", b"utf8"}:  # some codecs of Python decode to invalid text
         raise ApiError("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
+    return media_type, options
+
+
+@lru_cache(maxsize=64)  # most clients send one of a few
+def _parse_media_type(header: str) -> tuple[str, Mapping[bytes, bytes]]:
+    media_type, options = parse_options_header(header)
     return media_type.decode("latin-1").strip().lower(), options
 
 
 def has_body(request: Request) -> bool:
     """Return whether a request has a body, without reading it."""
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0").strip("0") != ""
+    is_chunked = bool(header_values(request.scope, "transfer-encoding"))
+    return is_chunked or header_value(request, "content-length", "0").strip("0") != ""
 
 
 def is_encoded(request: Request) -> bool:
-    return request.headers.get("content-encoding", "identity").strip().lower() not in {"identity", ""}
+    return header_value(request, "content-encoding", "identity").strip().lower() not in {"identity", ""}
 
 
 # -- JSON

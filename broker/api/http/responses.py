@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from broker.accounts.quotas import QUOTA_NAMES, QuotaExceeded
+from broker.api.http.identity import header_values
 from broker.errors import STATUS_OF, TASK_CODES, ApiError
 from broker.i18n import Language, Messages, language_of
 from broker.presenter import Absent, Moment, OneOf, ResponseModel
@@ -94,7 +95,8 @@ def encode_text(text: str) -> bytes:
 
 
 def requested_language(request: HTTPConnection) -> Language:
-    return language_of(",".join(request.headers.getlist("accept-language")))
+    offered = header_values(request.scope, "accept-language")
+    return language_of(",".join(offered)) if offered else "en"
 
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -146,7 +148,7 @@ def make_etag(body: bytes) -> str:
 
 def etag_matches(request: HTTPConnection, tag: str) -> bool:
     """Return whether If-None-Match names the tag, weak or strong."""
-    offered = request.headers.getlist("if-none-match")
+    offered = header_values(request.scope, "if-none-match")
     if not offered:
         return False
     tags = {part.strip().removeprefix("W/") for header in offered for part in header.split(",")}

@@ -81,4 +81,4 @@ def test_process_that_the_system_refuses_is_tried_again() -> None:
         [sys.executable, "-c", _REFUSED_ONCE], capture_output=True, text=True, timeout=20, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert "server_process_not_started" in ended.stdout
+    assert "server_process_not_started" in ended.stderr

@@ -13,8 +13,10 @@ import asyncpg
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
 
+from broker.api.http.endpoint import EndpointRouter
 from storage.sql.writer.group_commit import LAST_LOOK_SECONDS
 from storage.states import TaskState
 from storage.tasks import Task
@@ -117,14 +119,14 @@ async def test_poll_is_answered_before_the_routes_with_one_read_at_most(
     unserved: ApiBroker, parser: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app, routed = cast(Starlette, unserved.mounted.app), 0
-    routes: ASGIApp = app.router.app
+    respond = EndpointRouter.respond
 
-    async def count(scope: Scope, receive: Receive, send: Send) -> None:
+    async def count(router: EndpointRouter, request: Request) -> Response:
         nonlocal routed
         routed += 1
-        await routes(scope, receive, send)
+        return await respond(router, request)
 
-    monkeypatch.setattr(app.router, "app", count)
+    monkeypatch.setattr(EndpointRouter, "respond", count)
     for task in await add_tasks(unserved):
         for _ in range(3):
             await poll(unserved, task)
