@@ -40,7 +40,7 @@ class CallbackTokens:
 
 def _make_token(secret: bytes, task: str, attempt: int) -> str:
     message = f"callback.v1:{task}:{attempt}".encode("utf-8", "replace")
-    return hmac.new(secret, message, hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(secret, message, hashlib.sha256).hex()[:32]
 
 
 @dataclass(frozen=True)

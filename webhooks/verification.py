@@ -74,12 +74,17 @@ class Evidence:
         return Proof.WRONG not in proofs and (self.trusted or proofs != {Proof.NONE})
 
     def to_json(self) -> str:
-        return json.dumps(vars(self))
+        return _evidence_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Evidence:
         values = json.loads(text)
         return cls(**values | {name: Proof(values[name]) for name in ("token", "signature")})
+
+
+@cache  # there are some hundred different ones
+def _evidence_json(evidence: Evidence) -> str:
+    return json.dumps(vars(evidence))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,7 @@ def parse_body(body: bytes, *, encoded: bool = False) -> Any:
         raise MalformedBody(400, "the body is not readable JSON") from error
 
 
-@cache  # there are some hundred different ones
+@cache
 def decide(evidence: Evidence) -> Decision:
     """Return what the evidence allows; the first matching rule decides."""
     token, signature = evidence.token, evidence.signature

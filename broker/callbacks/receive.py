@@ -55,7 +55,8 @@ class CallbackReceiver:
         self.metrics.callbacks.labels(verified.provider.name, decision.verification.value).inc()
         if await self._may_store(verified):
             owner = None if verified.task is None else verified.task.caller
-            redactor = self.redactor.extend(await self.list_secrets(owner) if owner else ())
+            secrets = await self.list_secrets(owner) if owner else ()
+            redactor = self.redactor.extend(secrets) if secrets else self.redactor
             stored = self._to_stored(incoming, verified, redactor)
             if _concerns_deleted_task(verified):
                 stored = replace(stored, **NO_CONTENT)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, islice
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -226,11 +226,14 @@ def moment(value: Any) -> float | None:
 
     kie.ai's callbacks mix seconds and milliseconds. None for a time outside this century.
     """
-    count = amount(value)
-    try:
-        at = _MOMENT.validate_python(value if count is None else count).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    at = amount(value)
+    if at is None:
+        try:
+            at = _MOMENT.validate_python(value).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    elif at > _NEWEST:
+        at /= 1000.0
     return at if _OLDEST <= at <= _NEWEST else None
 
 
@@ -273,10 +276,15 @@ def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
     """Return job ids, most specific first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
     top = mapping(top)
     places = (mapping(unpacked(top.get("data"))), top)
-    specific = [name for name in id_fields if name in TASK_IDS]
-    others = [name for name in id_fields if name not in TASK_IDS]
-    values = [place[name] for names in (specific, others) for place in places for name in names if name in place]
+    ranks = _id_ranks(tuple(id_fields))
+    values = [place[name] for names in ranks for place in places for name in names if name in place]
     return tuple(dict.fromkeys(filter(None, map(label, values))))
+
+
+@cache
+def _id_ranks(id_fields: tuple[str, ...]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the names of ids that mean a job for certain, and the others."""
+    return [name for name in id_fields if name in TASK_IDS], [name for name in id_fields if name not in TASK_IDS]
 
 
 def _names(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:

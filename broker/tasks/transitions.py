@@ -141,7 +141,7 @@ class Transitions:
             begun = self.clock.monotonic()
             try:
                 await self.tasks.database.transact(*change, *also, wake=self._channels(task, values, lease, events))
-                row = changed_row(after, values)  # the lease is in them by now
+                row = after if lease is None else changed_row(after, values)  # the lease is in them by now
             except Stale:
                 fresh = await self.tasks.get(task.id)
                 guarded += bool(events.guards)
