@@ -6,6 +6,7 @@ One row per caller, updated by one compare-and-set statement, so that the limit 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_one_as
@@ -42,13 +43,10 @@ class RateLimits:
         Like `lock_usage`, it locks the caller's row until the transaction ends.
         """
         return Statement(
-            sql=f"""INSERT INTO rate_limits AS r (caller, started_at, used) VALUES (:caller, :now, :count)
-                ON CONFLICT (caller) DO UPDATE SET
-                started_at = CASE WHEN {_IS_CURRENT} THEN r.started_at ELSE :now END,
-                used = CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count
-                WHERE CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + :count <= :limit""",
-            params={"caller": caller, "count": count, "limit": limit, "now": now},
+            sql=_add_text(limit),
+            params={"caller": caller, "now": now, "count": count},
             must_change=True,
+            row=("caller", "now", "count"),
         )
 
     def lock_usage(self, caller: str) -> Statement:
@@ -60,4 +58,13 @@ class RateLimits:
         )
 
 
-_IS_CURRENT = f"abs(r.started_at - :now) < {WINDOW_SECONDS}"
+_IS_CURRENT = f"abs(r.started_at - excluded.started_at) < {WINDOW_SECONDS}"
+
+
+@lru_cache
+def _add_text(limit: int) -> str:
+    return f"""INSERT INTO rate_limits AS r (caller, started_at, used) VALUES (:caller, :now, :count)
+        ON CONFLICT (caller) DO UPDATE SET
+        started_at = CASE WHEN {_IS_CURRENT} THEN r.started_at ELSE excluded.started_at END,
+        used = CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + excluded.used
+        WHERE CASE WHEN {_IS_CURRENT} THEN r.used ELSE 0 END + excluded.used <= {limit:d}"""

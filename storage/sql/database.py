@@ -29,6 +29,9 @@ class Statement:
     params: Mapping[str, Any] = field(default_factory=dict)
     must_change: bool = False
     may_use_reserve: bool = False
+    row: tuple[str, ...] = ()
+    """Of an INSERT with `VALUES (:a, :b)` and no other parameters: their names, in order. Such statements of one
+    transaction do not depend on each other, so that equal ones of several can run as one."""
 
 
 @dataclass(frozen=True, kw_only=True)

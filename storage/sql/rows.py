@@ -50,7 +50,8 @@ def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping
         value = params[name]
         of: Any = type(value)
         params[name] = _writer(of)(value)
-    return Statement(sql=_insert_text(table, kind, conflict, tuple((computed or {}).items())), params=params)
+    text = _insert_text(table, kind, conflict, tuple((computed or {}).items()))
+    return Statement(sql=text, params=params, row=() if computed else _names(kind))
 
 
 @lru_cache(maxsize=256)
@@ -58,6 +59,11 @@ def _insert_text(table: str, kind: type, conflict: str, computed: tuple[tuple[st
     values = {field.name: f":{field.name}" for field in fields(cast("Any", kind))} | dict(computed)
     return f"""INSERT INTO {table} ({", ".join(f'"{name}"' for name in values)})
             VALUES ({", ".join(values.values())}) {conflict}"""
+
+
+@lru_cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cast("Any", kind)))
 
 
 @lru_cache

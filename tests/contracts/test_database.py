@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from storage.errors import ForeignTables, StorageError
-from storage.sql.database import Database, Stale, Statement
+from storage.limits.rate_limits import RateLimits
+from storage.sql.database import Database, Outcome, Stale, Statement
 from storage.sql.migrate import load_migrations, upgrade_schema
+from storage.sql.rows import insert_row
 from tests.contracts.databases import DATABASES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
@@ -53,6 +57,43 @@ async def test_failed_statement_undoes_only_its_transaction(database: Database) 
     assert not any(isinstance(outcome, BaseException) for outcome in outcomes[1:])
     rows = await database.fetch("SELECT id FROM notes ORDER BY id")
     assert {row["id"] for row in rows} == {f"k{i}" for i in range(50)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    id: str
+    n: int
+
+
+async def test_equal_inserts_of_many_writers_hold_a_limit(database: Database) -> None:
+    limits = RateLimits(database)
+    await database.execute("CREATE TABLE rate_limits (caller TEXT PRIMARY KEY, started_at BIGINT, used BIGINT)")
+
+    def write(number: int) -> Awaitable[list[Outcome]]:
+        used = limits.add_usage("caller", 1, limit=40, now=100)
+        return database.transact(used, insert_row("notes", Note(id=f"k{number}", n=number)))
+
+    first = await asyncio.gather(*map(write, range(30)))
+    assert [[one.count for one in outcomes] for outcomes in first] == [[1, 1]] * 30
+    others = await asyncio.gather(*map(write, range(30, 60)), return_exceptions=True)
+    assert Counter(map(type, others)) == {list: 10, Stale: 20}
+    written = [number for number, outcome in enumerate([*first, *others]) if isinstance(outcome, list)]
+    assert [row["n"] for row in await database.fetch("SELECT n FROM notes ORDER BY n")] == written
+    usage = await limits.get("caller")
+    assert usage is not None and usage.used == 40
+
+
+async def test_equal_inserts_of_many_writers_fail_alone(database: Database) -> None:
+    def write(number: int) -> Awaitable[list[Outcome]]:
+        taken = number in {3, 17}
+        second = Note(id="a1" if taken else f"b{number}", n=number)
+        return database.transact(insert_row("notes", Note(id=f"a{number}", n=number)), insert_row("notes", second))
+
+    outcomes = await asyncio.gather(*map(write, range(20)), return_exceptions=True)
+    assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == [3, 17]
+    rows = await database.fetch("SELECT id, n FROM notes")
+    expected = {f"{letter}{number}": number for letter in "ab" for number in range(20) if number not in {3, 17}}
+    assert {row["id"]: row["n"] for row in rows} == expected
 
 
 async def test_one_of_many_compare_and_set_writes_succeeds(database: Database) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,29 @@ async def test_writes_of_one_turn_share_one_commit_and_one_hop_without_savepoint
     await traced.write(*([insert(number)] for number in range(WRITERS)))
     assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "COMMIT": 1}
     assert len(traced.hops) == 1
+
+
+async def test_equal_inserts_of_a_group_run_as_few_statements(traced: Traced) -> None:
+    one = replace(insert(0), row=("n",))
+    writes = [[replace(one, params={"n": number}), replace(one, params={"n": -number})] for number in range(1, 40)]
+    results = await traced.write(*writes[:35], [change(1)], *writes[35:])
+    assert results == [[Outcome(count=1)] * 2] * 35 + [[Outcome(count=1)]] + [[Outcome(count=1)] * 2] * 4
+    # per statement of the writes: 16 + 16 + 1 + 1 + 1 rows before the other write, and 4 after it
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 * 6, "UPDATE": 1, "COMMIT": 1, **savepoints(2)}
+
+
+async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: Traced) -> None:
+    ignored = "INSERT INTO t (n) VALUES (:n) ON CONFLICT (n) DO NOTHING"
+    await traced.write([Statement(sql="CREATE UNIQUE INDEX t_n ON t (n)")])
+    one = Statement(sql=ignored, row=("n",), must_change=True)
+    results = await traced.write(*([replace(one, params={"n": min(number, 18)})] for number in range(20)))
+    assert [type(result) for result in results] == [list] * 19 + [Stale]
+    rolled_back = {"SAVEPOINT": 1, "ROLLBACK": 1, "RELEASE": 1}
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
+
+
+def savepoints(count: int) -> dict[str, int]:
+    return {"SAVEPOINT": count, "RELEASE": count}
 
 
 async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import compress, groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
@@ -23,6 +23,7 @@ from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
 from storage.sql.row_changes import ChangedRows, RowRecorder
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
+from storage.sql.writer.equal_inserts import MIN_WRITES, insert_together, shape_of
 from storage.sql.writer.opened_files import OpenedFiles
 from storage.sql.writer.reserve import DiskReserve
 from storage.sql.writer.thread_turns import ThreadTurns
@@ -192,19 +193,22 @@ class GroupCommitWriter:
     def _commit_together(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
         """Commit all writes with one fsync; with a savepoint each, two statements more, only after one has failed."""
         try:
-            return self._commit(connection, group, _run_write)
+            return self._commit(connection, group, _run_writes)
         except Exception as error:
             if len(group) == 1 or (isinstance(error, sqlite3.Error) and (is_busy(error) or is_full(error))):
                 raise
-            return self._commit(connection, group, _run_write_in_savepoint)
+            return self._commit(connection, group, _run_writes_in_savepoints)
 
     def _commit(
-        self, connection: sqlite3.Connection, group: Sequence[Write], run: Callable[[sqlite3.Connection, Write], Result]
+        self,
+        connection: sqlite3.Connection,
+        group: Sequence[Write],
+        run: Callable[[sqlite3.Connection, Sequence[Write]], list[Result]],
     ) -> Sequence[Result]:
         connection.execute("BEGIN IMMEDIATE")
         try:
             self.recorder.begin()
-            results = [run(connection, write) for write in group]
+            results = run(connection, group)
             with self.turns.waiting():
                 connection.commit()  # takes the GIL back once, an `execute` after each of its steps
         except BaseException:
@@ -256,6 +260,37 @@ class GroupCommitWriter:
                 write.done.set_exception(result)
             else:
                 write.done.set_result(result)
+
+
+def _run_writes(connection: sqlite3.Connection, group: Sequence[Write]) -> list[Result]:
+    """Run writes in their order; those of the same inserts, one behind the other, together."""
+    results: list[Result] = []
+    for shape, run in groupby(group, key=lambda write: shape_of(write.statements)):
+        writes = list(run)
+        if shape and len(writes) >= MIN_WRITES:
+            results += _run_equal_inserts(connection, writes)
+        else:
+            results += [_run_write(connection, write) for write in writes]
+    return results
+
+
+def _run_equal_inserts(connection: sqlite3.Connection, writes: Sequence[Write]) -> list[Result]:
+    """Run the first statement of all, then the second of all: one by one if that finds a first one `Stale`."""
+    first, *others = zip(*(write.statements for write in writes), strict=True)
+    connection.execute("SAVEPOINT first")
+    is_done = insert_together(connection, first)
+    if not is_done:
+        connection.execute("ROLLBACK TO first")
+    connection.execute("RELEASE first")
+    if not is_done:
+        return [_run_write(connection, write) for write in writes]
+    if not all(insert_together(connection, statements) for statements in others):
+        raise Stale
+    return [[Outcome(count=1)] * (1 + len(others)) for _ in writes]
+
+
+def _run_writes_in_savepoints(connection: sqlite3.Connection, group: Sequence[Write]) -> list[Result]:
+    return [_run_write_in_savepoint(connection, write) for write in group]
 
 
 def _run_write_in_savepoint(connection: sqlite3.Connection, write: Write) -> Result:
