@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from storage.ids import HOUSE_PREFIX, USER_ID
 from storage.sql.scope import EVERYTHING, HOUSE, Scope, is_private
@@ -55,6 +56,7 @@ class Principal:
         return EVERYTHING if self.is_admin else self.scope
 
 
+@lru_cache(maxsize=64)  # by every request of the operator
 def house_principal(name: str, *, sees_content: bool) -> Principal:
     """Return the principal of the operator: a configured key, a direct call, or anonymous access."""
     return Principal(owner=f"{HOUSE_PREFIX}{name}", is_admin=True, name=name, sees_content=sees_content)

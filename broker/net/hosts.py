@@ -40,6 +40,7 @@ def parse_ip(text: str) -> IP | None:
         return None
 
 
+@lru_cache(maxsize=1024)  # the same
 def is_loopback_host(host: str) -> bool:
     """Return True for `localhost` and for loopback addresses, IPv4-mapped ones included."""
     ip = parse_ip(host)

@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection
 
 from broker.accounts.credentials import Credentials
 from broker.api.http.cookies import is_secure, read_session_cookie
-from broker.api.http.identity import header_value, header_values
+from broker.api.http.identity import header_table, header_value, header_values
 from broker.errors import ApiError
 from broker.net.hosts import is_loopback_host, is_private_host
 from broker.principal import Principal, house_principal
@@ -204,6 +204,8 @@ def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bo
 def _is_same_site(request: HTTPConnection, host: str, allowed: Collection[str]) -> bool:
     """Return False if a header says that another web site sent it, unless that is one of the allowed origins."""
     origins, sites = header_values(request.scope, "origin"), header_values(request.scope, "sec-fetch-site")
+    if not origins and not sites:
+        return True
     if origins and all(origin in allowed for origin in origins):
         return True
     ours = f"{request.scope['scheme']}://{host}".lower()
@@ -224,7 +226,7 @@ def client_address(request: HTTPConnection) -> str:
 
 def is_forwarded(request: HTTPConnection) -> bool:
     """Return whether a proxy or a tunnel has sent a request on."""
-    return _is_of_proxy("\n".join([name.decode("latin-1") for name, _ in request.scope["headers"]]))
+    return _is_of_proxy("\n".join(header_table(request.scope)))
 
 
 @lru_cache(maxsize=64)  # clients send the same headers with each request

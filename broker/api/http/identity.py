@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.requests import HTTPConnection, Request
@@ -19,17 +19,22 @@ _ID_CHARACTERS: Final = 16
 _IDS_AT_ONCE: Final = 256
 
 
-def header_values(scope: Scope, name: str) -> Sequence[str]:
-    """Return all values of a header. name: in lower case.
+def header_table(scope: Scope) -> Mapping[str, Sequence[str]]:
+    """Return the values of the headers by their names in lower case.
 
-    The headers are decoded once per request: a dozen of them are asked for, and Starlette searches its list each time.
+    They are decoded once per request: a dozen of them are asked for, and Starlette searches its list each time.
     """
     table: dict[str, list[str]] | None = scope.get(_HEADERS)
     if table is None:
         table = scope[_HEADERS] = {}
-        for key, value in scope["headers"]:
-            table.setdefault(key.decode("latin-1"), []).append(value.decode("latin-1"))
-    return table.get(name, ())
+        for name, value in scope["headers"]:
+            table.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return table
+
+
+def header_values(scope: Scope, name: str) -> Sequence[str]:
+    """Return all values of a header. name: in lower case."""
+    return header_table(scope).get(name, ())
 
 
 def header_value(request: HTTPConnection, name: str, default: str = "") -> str:

@@ -21,7 +21,7 @@ from broker.presenter import Absent, Moment, OneOf, ResponseModel
 
 T = TypeVar("T")
 
-_encode_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+to_json_text: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 """`json.dumps` with options makes an encoder for each call, which takes as long as encoding a small document."""
 
 POLL_SECONDS: Final = "3"
@@ -87,7 +87,7 @@ class DataResponse(ResponseModel, Generic[T]):
 
 def to_json(document: Any) -> bytes:
     """Encode as UTF-8; lone surrogates are escaped instead of failing the response."""
-    return encode_text(_encode_json(document))
+    return encode_text(to_json_text(document))
 
 
 def encode_text(text: str) -> bytes:
@@ -101,8 +101,13 @@ def requested_language(request: HTTPConnection) -> Language:
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response, not to be stored by caches unless `headers` say so."""
+    return json_text_response(to_json_text(document), status, headers)
+
+
+def json_text_response(text: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the same of a document that is encoded already."""
     fixed = {"content-type": "application/json", "cache-control": "no-store"}
-    return Response(to_json(document), status, headers={**fixed, **(headers or {})})
+    return Response(encode_text(text), status, headers={**fixed, **(headers or {})})
 
 
 def data_response(data: ResponseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

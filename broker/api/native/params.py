@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -135,7 +135,7 @@ class OrderFields(RequestModel):
             mode=self.mode,
             count=self.number_of_images or 1,
             host=host,
-            sources=(*self.sent_images(), *(UrlReference(url=url) for url in self.image_urls or ())),
+            sources=(*self.sent_images(), *[UrlReference(url=url) for url in self.image_urls or ()]),
             provider=self.provider,
             priority=self.priority or DEFAULT_PRIORITY,
             callback_url=self.callback_url,
@@ -144,8 +144,8 @@ class OrderFields(RequestModel):
         )
 
     @abstractmethod
-    def sent_images(self) -> Iterator[ReferenceSource]:
-        """Yield the reference images in the request itself."""
+    def sent_images(self) -> Sequence[ReferenceSource]:
+        """Return the reference images in the request itself."""
 
     def ignored_fields(self, by_provider: Iterable[str]) -> list[str]:
         """Return the names of fields that the provider does not use or that are not known."""
@@ -162,8 +162,8 @@ class OrderJson(OrderFields):
         list[str] | None, Field(description="data URIs: jpeg, png or webp; or /uploads/images/… of an earlier result")
     ] = None
 
-    def sent_images(self) -> Iterator[ReferenceSource]:
-        return (DataUriReference(text=text) for text in self.images or ())
+    def sent_images(self) -> Sequence[ReferenceSource]:
+        return [DataUriReference(text=text) for text in self.images or ()]
 
 
 class OrderForm(OrderFields):
@@ -171,11 +171,11 @@ class OrderForm(OrderFields):
 
     image: Annotated[list[_File], Field(validation_alias=AliasChoices("image", "images"))] = Field(default=[])
 
-    def sent_images(self) -> Iterator[ReferenceSource]:
-        return (
+    def sent_images(self) -> Sequence[ReferenceSource]:
+        return [
             UrlReference(url=sent) if isinstance(sent, str) else UploadedReference(chunks=UploadedChunks(sent))
             for sent in self.image
-        )
+        ]
 
 
 # -- reading
