@@ -62,7 +62,8 @@ class TaskQueue:
     async def has_waiting(self, provider: str, now: float) -> bool:
         """Return whether a due task of a provider is free."""
         sql = f"SELECT 1 AS one FROM tasks WHERE {_QUEUED} AND due_at <= :now AND lease_until <= :now LIMIT 1"
-        return await self.database.fetch_one(sql, provider=provider, now=now) is not None
+        rows = self.database.fetch_at_once(sql, provider=provider, now=now)
+        return bool(await self.database.fetch(sql, provider=provider, now=now) if rows is None else rows)
 
     async def claim_movable(
         self, provider: str, others: Sequence[str], *, now: float, lease: Lease, limit: int
