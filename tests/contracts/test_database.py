@@ -85,15 +85,15 @@ async def test_equal_inserts_of_many_writers_hold_a_limit(database: Database) ->
 
 async def test_equal_inserts_of_many_writers_fail_alone(database: Database) -> None:
     def write(number: int) -> Awaitable[list[Outcome]]:
-        taken = number in {3, 17}
-        second = Note(id="a1" if taken else f"b{number}", n=number)
+        second = Note(id="taken" if number in {3, 17} else f"b{number}", n=number)
         return database.transact(insert_row("notes", Note(id=f"a{number}", n=number)), insert_row("notes", second))
 
+    await database.transact(insert("taken"))
     outcomes = await asyncio.gather(*map(write, range(20)), return_exceptions=True)
     assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, Exception)] == [3, 17]
     rows = await database.fetch("SELECT id, n FROM notes")
     expected = {f"{letter}{number}": number for letter in "ab" for number in range(20) if number not in {3, 17}}
-    assert {row["id"]: row["n"] for row in rows} == expected
+    assert {row["id"]: row["n"] for row in rows} == {"taken": 0, **expected}
 
 
 async def test_one_of_many_compare_and_set_writes_succeeds(database: Database) -> None:
