@@ -38,7 +38,6 @@ CANCELABLE_STATES: Final = frozenset({TaskState.QUEUED, TaskState.SUBMITTING, Ta
 LATE_RESULT_STATES: Final = frozenset({TaskState.WAITING, TaskState.FETCHING})
 """States of a task that is shown as failed and whose image may still come."""
 
-_RETAINED: Final = "state IN ('succeeded', 'failed', 'canceled')"
 _LATE: Final = "state IN ('waiting', 'fetching') AND ended_at IS NOT NULL"
 STATUS_FILTERS: Final = {
     "pending": ("ended_at IS NULL AND state = 'queued' AND attempt = 0",),
@@ -46,16 +45,16 @@ STATUS_FILTERS: Final = {
         """ended_at IS NULL AND state IN ('queued', 'submitting', 'waiting', 'fetching')
         AND (state <> 'queued' OR attempt > 0)""",
     ),
-    "completed": (f"{_RETAINED} AND state = 'succeeded'",),
+    "completed": ("state = 'succeeded'",),
     "failed": (
-        f"{_RETAINED} AND state = 'failed'",
+        "state = 'failed'",
         f"{_LATE} AND state = 'waiting'",
         f"{_LATE} AND state = 'fetching'",
     ),
-    "canceled": (f"{_RETAINED} AND state = 'canceled'",),
+    "canceled": ("state = 'canceled'",),
 }
-"""SQL conditions of each public status, of which one holds; the same rule as `public_status`. With the conditions of
-the partial indexes, word for word: SQLite does not see that one state is one of three."""
+"""SQL conditions of each public status, of which one holds; the same rule as `public_status`. With the condition of
+the partial index, word for word: SQLite does not see that one state is one of those after IN."""
 ACTIVE_STATUSES: Final = frozenset({"pending", "processing"})
 ENDED_STATUSES: Final = frozenset({"completed", "failed", "canceled", "expired"})
 

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
+from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
 from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.states import TaskState
 from storage.tasks import Task, Tasks
 from tests.support.api import a_task
 from tests.support.servers.postgres import Postgres
@@ -271,3 +273,13 @@ async def test_transaction_on_postgres_takes_a_round_trip_per_statement_and_no_n
             await database.transact(insert(1))
         assert wire.connections == connections
     assert trips == {"read": 1, "one statement": 1, "three statements": 5}
+
+
+async def test_no_change_of_a_state_makes_a_temporary_table(tmp_path: Path) -> None:
+    """A partial index with three values after IN makes one in each statement, at a quarter of the statement's cost."""
+    async with SqliteDatabase(tmp_path / "broker.db") as database:
+        await upgrade_schema(database, 0.0)
+        tasks = Tasks(database)
+        for statement in (tasks.insert_task(a_task(1.0)), tasks.update_task(a_task(1.0), state=TaskState.FETCHING)):
+            program = await database.fetch(f"EXPLAIN {statement.sql}", **statement.params)
+            assert not [step for step in program if step["opcode"] == "OpenEphemeral"]

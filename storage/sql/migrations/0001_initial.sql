@@ -71,10 +71,12 @@ CREATE INDEX tasks_running ON tasks (provider, key_id) WHERE state IN ('submitti
 CREATE INDEX tasks_newest ON tasks (created_at, id);
 CREATE INDEX tasks_newest_of_caller ON tasks (caller, created_at, id);
 CREATE INDEX tasks_batch ON tasks (batch);
--- ended tasks by status; the last one has those that are shown as failed and whose image may still come
-CREATE INDEX tasks_ended ON tasks (state, created_at, id) WHERE state IN ('succeeded', 'failed', 'canceled');
+-- ended tasks by status; the last one has those that are shown as failed and whose image may still come. With OR: for
+-- three values or more after IN, SQLite makes a temporary table in each statement that changes the state
+CREATE INDEX tasks_ended ON tasks (state, created_at, id)
+    WHERE state = 'succeeded' OR state = 'failed' OR state = 'canceled';
 CREATE INDEX tasks_ended_of_caller ON tasks (caller, state, created_at, id)
-    WHERE state IN ('succeeded', 'failed', 'canceled');
+    WHERE state = 'succeeded' OR state = 'failed' OR state = 'canceled';
 CREATE INDEX tasks_late ON tasks (state, created_at, id) WHERE state IN ('waiting', 'fetching') AND ended_at IS NOT NULL;
 -- tasks in flight of a caller
 CREATE INDEX tasks_in_flight ON tasks (caller) WHERE ended_at IS NULL;
