@@ -26,8 +26,12 @@ def new_batch_id() -> str:
     return f"batch_{secrets.token_hex(16)}"
 
 
-def new_callback_id() -> str:
-    return f"callback_{secrets.token_hex(12)}"
+def new_callback_id(at: float) -> str:
+    """Return an id that begins with the moment of arrival in milliseconds.
+
+    So the index of the ids is written at its end, not in another of its pages for each callback.
+    """
+    return f"callback_{int(at * 1000):011x}{secrets.randbits(52):013x}"
 
 
 def new_file_id() -> str:

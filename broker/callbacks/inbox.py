@@ -130,7 +130,7 @@ def _replay_verification(callback: StoredCallback, verified: VerifiedCallback) -
 def _new_replay(callback: StoredCallback, task: Task, replayed_as: Verification, now: float) -> StoredCallback:
     return replace(
         callback,
-        id=new_callback_id(),
+        id=new_callback_id(now),
         task_id=task.id,
         verification=replayed_as.value,
         status=200 if replayed_as == Verification.ACCEPT else 202,

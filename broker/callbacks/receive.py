@@ -99,7 +99,7 @@ class CallbackReceiver:
             is_proven=verified.evidence.is_proven,
         )
         return StoredCallback(
-            id=new_callback_id(),
+            id=new_callback_id(now),
             provider=verified.provider.name,  # whose form it has; the task may be at another one by now
             task_id=task.id if task else None,
             attempt=verified.attempt,

@@ -49,7 +49,7 @@ async def a_waiting_task(broker: RunningBroker) -> Task:
 
 def a_callback(task: Task) -> StoredCallback:
     return StoredCallback(
-        id=new_callback_id(),
+        id=new_callback_id(task.created_at),
         provider="kie",
         task_id=task.id,
         attempt=1,
