@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from ssl import SSLContext
 from typing import Final
 
@@ -28,6 +28,8 @@ RATE_CHECK_SECONDS: Final = 0.05
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _GONE_STATUSES: Final = frozenset({401, 403, 404, 410, 451})
 _CLOSE: Final = {"Connection": "close"}
+_FAILURES: Final = (TimeoutError, HttpFailure, TooManyPieces)
+"""Errors of a connection."""
 _CONNECT_REASONS: Final = {
     "name": "the name cannot be resolved",
     "connection": "no connection",
@@ -190,12 +192,13 @@ class Fetcher:
     ) -> HttpConnection:
         """Send a request, and return its connection when the head of the response has arrived."""
         try:
-            with _download_errors(url):
-                limit = asyncio.get_running_loop().time() + response_seconds
-                async with asyncio.timeout_at(min(deadline, limit)):
-                    await connection.send(request)
-        except BaseException:
+            limit = asyncio.get_running_loop().time() + response_seconds
+            async with asyncio.timeout_at(min(deadline, limit)):
+                await connection.send(request)
+        except BaseException as error:
             connection.close()
+            if isinstance(error, _FAILURES):
+                raise _download_error(url, error) from None
             raise
         return connection
 
@@ -207,14 +210,17 @@ class Fetcher:
         waited = 0.0  # seconds waited for the server: the time of our reader between chunks does not count
         while True:
             started = loop.time()
-            with _download_errors(url):
+            try:
                 part = await self._read_chunk(connection, started - waited, deadline)
+            except _FAILURES as error:
+                raise _download_error(url, error) from None
             waited += loop.time() - started
             if connection.response.received_bytes > max_bytes:
                 raise DownloadError("invalid_result", f"{url}: more than {max_bytes} bytes")
-            if not part:
+            if part:
+                yield part
+            if not part or connection.response.is_read:
                 return
-            yield part
 
     async def _read_chunk(self, connection: HttpConnection, begun: float, deadline: float) -> bytes:
         """Return the next chunk; raise TimeoutError at the deadline, or below the least rate since `begun`."""
@@ -241,14 +247,8 @@ def _build_request(
         raise DownloadError("download_failed", f"{url}: {error}") from None
 
 
-@contextmanager
-def _download_errors(url: ParsedUrl) -> Iterator[None]:
-    try:
-        yield
-    except TimeoutError:
-        raise DownloadError("download_failed", f"{url}: too slow") from None
-    except (HttpFailure, TooManyPieces) as error:
-        raise DownloadError("download_failed", f"{url}: {error}") from None
+def _download_error(url: ParsedUrl, error: Exception) -> DownloadError:
+    return DownloadError("download_failed", f"{url}: {'too slow' if isinstance(error, TimeoutError) else error}")
 
 
 def _check_status(url: ParsedUrl, response: ResponseParser) -> None:

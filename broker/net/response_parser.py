@@ -84,6 +84,11 @@ class ResponseParser:
         return self.is_complete or self.error is not None
 
     @property
+    def is_read(self) -> bool:
+        """Return whether the response has arrived as a whole, and none of it is left for `take`."""
+        return self.is_complete and not self.buffered_bytes
+
+    @property
     def has_more(self) -> bool:
         """Return whether fed bytes are left for the next turn."""
         return bool(self._rest)

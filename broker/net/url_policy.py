@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urljoin
 
@@ -91,6 +92,7 @@ def redact_url(url: str) -> str:
         return "(an unreadable address)"
 
 
+@lru_cache(maxsize=256)  # few hosts have all the results
 def _parse_authority(text: str) -> tuple[str, int | None]:
     if "@" in text:
         raise EgressBlocked("the address has a user name in it")
