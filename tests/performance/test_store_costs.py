@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +22,7 @@ from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
 from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.sql.writer.thread_turns import ThreadTurns
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
 from tests.support.api import a_task
@@ -123,6 +125,24 @@ async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: T
 
 def savepoints(count: int) -> dict[str, int]:
     return {"SAVEPOINT": count, "RELEASE": count}
+
+
+async def test_loop_waits_for_a_thread_with_work_however_little_processor_time_the_loop_got() -> None:
+    """Beside other programs a loop without idle moments gets little of it, and keeps the thread out all the same."""
+    turns, waits, has_waited = ThreadTurns(), list[float](), asyncio.Event()
+
+    def acquire(timeout: float) -> bool:
+        waits.append(timeout)
+        has_waited.set()
+        return True
+
+    turns.computing = cast(Any, SimpleNamespace(acquire=acquire, release=lambda: None))
+    turns.begin(asyncio.get_running_loop())
+    await asyncio.wait_for(has_waited.wait(), 5)  # this loop is idle
+    turns.end()
+    ended = len(waits)
+    await asyncio.sleep(0.02)
+    assert len(waits) == ended
 
 
 async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None:

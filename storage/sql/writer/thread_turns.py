@@ -2,7 +2,8 @@
 
 A thread that waits for the GIL is woken at each system call of the loop, finds that the loop has taken the GIL back,
 and waits again for a whole switch interval. So a loop without idle moments keeps it out for seconds, whatever the
-interval: 64 writers got 64 transactions per second then, and get 19 000 since the loop waits for them.
+interval: 64 writers got 64 transactions per second then, and get 19 000 since the loop waits for them. The loop waits
+whether or not it seems busy: the processor time that it got does not tell, because other programs take some of it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from contextlib import contextmanager
 from typing import Final
 
 FIRST_LOOK_SECONDS: Final = 0.001
-MAX_LOOK_SECONDS: Final = 0.064
-BUSY_SHARE: Final = 0.8
-"""Of the time since the last look: a loop that has computed for longer had hardly an idle moment."""
+DISK_LOOK_SECONDS: Final = 0.004
+"""Between two looks while the thread waits for the disk: after that it needs the GIL once."""
+MAX_LOOK_SECONDS: Final = 0.008
 WAKE_SECONDS: Final = 0.00005
 """A thread that waits for the GIL wakes up within that time."""
 MAX_WAIT_SECONDS: Final = 0.002
 
 
 class ThreadTurns:
-    """Makes a busy event loop wait for a thread that has work; an idle one is left alone.
+    """Makes the event loop wait for a thread that has had work for a millisecond.
 
     The thread holds `computing` while it needs the GIL again and again, and not while it waits for the disk.
     """
@@ -33,15 +34,18 @@ class ThreadTurns:
         self.computing = threading.Lock()
         self._awaited = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._looked = (0.0, 0.0)
+        self._is_waiting = False
+        """Of the thread; also when the disk has answered, until it has the GIL."""
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let the loop go on while the thread waits for something else."""
+        self._is_waiting = True
         self.computing.release()
         try:
             yield
         finally:
+            self._is_waiting = False
             self.computing.acquire()
 
     # -- in the event loop
@@ -62,15 +66,12 @@ class ThreadTurns:
         self._timer = loop.call_later(seconds, self._look, loop, seconds)
 
     def _look(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        is_slow = True
-        if self._is_busy():
-            time.sleep(WAKE_SECONDS)
-            is_slow = not self.computing.acquire(timeout=MAX_WAIT_SECONDS)
-            if not is_slow:
-                self.computing.release()
-        self._look_after(loop, min(seconds * 2, MAX_LOOK_SECONDS) if is_slow else FIRST_LOOK_SECONDS)
-
-    def _is_busy(self) -> bool:
-        """Return whether the loop has computed nearly all the time since the last look."""
-        (then, computed), self._looked = self._looked, (time.monotonic(), time.thread_time())
-        return self._looked[1] - computed > (self._looked[0] - then) * BUSY_SHARE
+        time.sleep(WAKE_SECONDS)
+        if self._is_waiting:
+            seconds = DISK_LOOK_SECONDS
+        elif self.computing.acquire(timeout=MAX_WAIT_SECONDS):
+            self.computing.release()
+            seconds = FIRST_LOOK_SECONDS
+        else:
+            seconds = min(seconds * 2, MAX_LOOK_SECONDS)
+        self._look_after(loop, seconds)
