@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -105,24 +105,29 @@ class ApiClient:
         """
         target = _Target.parse(method, url, params)
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        async with self._upload_slots if form or files else nullcontext():
-            if form or files:  # the content is whole in memory
+        if form or files:
+            async with self._upload_slots:  # the content is whole in memory
                 contents = [(file, b"".join([chunk async for chunk in file.read()])) for file in files]
                 media_type, body = encode_form(form or {}, contents)
-            else:
-                media_type, body = "application/json", target.encode_json(json)
-            request = target.build(headers, body, media_type if body else None)
-            async with self._slot(target, min(seconds, CONNECT_SECONDS)):
-                connection = await self._connect(target, seconds)
-                try:
-                    with _provider_errors(target):
-                        async with asyncio.timeout(seconds):
-                            status, answer_headers = await _send(target, connection, request)
-                            chunks = _read_body(target, connection, self._max_answer_bytes)
-                            body = b"".join([chunk async for chunk in chunks])
-                            return HttpResponse(status=status, headers=answer_headers, body=body)
-                finally:
-                    self._pool.release(connection)
+                return await self._send_whole(target, target.build(headers, body, media_type), seconds)
+        body = target.encode_json(json)
+        return await self._send_whole(target, target.build(headers, body, "application/json" if body else None), seconds)
+
+    async def _send_whole(self, target: _Target, request: HttpRequest, seconds: float) -> HttpResponse:
+        """Send a request and return the whole response."""
+        await self._take_slot(target, min(seconds, CONNECT_SECONDS))
+        try:
+            connection = await self._connect(target, seconds)
+            try:
+                with _ProviderErrors(target):
+                    async with asyncio.timeout(seconds):
+                        status, headers = await _send(target, connection, request)
+                        body = b"".join([chunk async for chunk in _read_body(target, connection, self._max_answer_bytes)])
+                        return HttpResponse(status=status, headers=headers, body=body)
+            finally:
+                self._pool.release(connection)
+        finally:
+            self._slots.release()
 
     @asynccontextmanager
     async def stream(
@@ -146,7 +151,7 @@ class ApiClient:
         request = target.build(headers, body or b"", None if body is None else body.media_type)
         connection = await self._connect(target, timeout)
         try:
-            with _provider_errors(target):
+            with _ProviderErrors(target):
                 async with asyncio.timeout(timeout), aclosing(_read_body(target, connection, max_bytes)) as chunks:
                     status, answer_headers = await _send(target, connection, request)
                     yield StreamedResponse(status=status, headers=answer_headers, chunks=chunks)
@@ -163,17 +168,15 @@ class ApiClient:
         except ConnectFailed as error:
             raise NotSent(f"{target}: no connection ({error})", at=error.at) from None
 
-    @asynccontextmanager
-    async def _slot(self, target: _Target, seconds: float) -> AsyncGenerator[None]:
+    async def _take_slot(self, target: _Target, seconds: float) -> None:
+        if not self._slots.locked():  # without a timer
+            await self._slots.acquire()
+            return
         try:
             async with asyncio.timeout(seconds):
                 await self._slots.acquire()
         except TimeoutError:
             raise NotSent(f"{target}: all connections are in use") from None
-        try:
-            yield
-        finally:
-            self._slots.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +192,9 @@ class _Target:
             parsed = _parse_address(url)
         except EgressBlocked as error:
             raise NotSent(f"{method} {redact_url(url)}: {error}", permanent=True) from None
-        return cls(method=method, url=replace(parsed, target=with_params(parsed.target, params or {})))
+        return cls(
+            method=method, url=replace(parsed, target=with_params(parsed.target, params)) if params else parsed
+        )
 
     def __str__(self) -> str:
         return f"{self.method} {self.url}"
@@ -250,12 +255,17 @@ async def _read_body(target: _Target, connection: HttpConnection, max_bytes: int
         yield part
 
 
-@contextmanager
-def _provider_errors(target: _Target) -> Iterator[None]:
-    """Translate what happens once a byte may have left: the outcome is unknown, so a repetition may cost twice."""
-    try:
-        yield
-    except TimeoutError:
-        raise ProviderError(f"{target}: no complete response in time") from None
-    except (HttpFailure, TooManyPieces) as error:
-        raise ProviderError(f"{target}: {error}") from None
+class _ProviderErrors:
+    """Translates what happens once a byte may have left: the outcome is unknown, so a repetition may cost twice."""
+
+    def __init__(self, target: _Target) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise ProviderError(f"{self._target}: no complete response in time") from None
+        if isinstance(error, HttpFailure | TooManyPieces):
+            raise ProviderError(f"{self._target}: {error}") from None
