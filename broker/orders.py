@@ -137,6 +137,8 @@ class Order:
 
     def without_history(self) -> Order:
         """Return the order for a provider without a history: the prompt, and the images that are not past."""
+        if not self.turns:
+            return self
         past = self.past_positions
         kept = tuple(reference for position, reference in enumerate(self.references) if position not in past)
         return replace(self, references=kept, turns=())

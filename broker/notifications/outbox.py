@@ -38,6 +38,9 @@ class OutgoingEvents:
     """Come first; they raise `Stale` if another task has changed what the webhooks tell. Then they are made again."""
 
 
+NO_EVENTS: Final = OutgoingEvents()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outbox:
     """Builder of the statements that write webhooks; executes no statement itself."""
@@ -53,17 +56,17 @@ class Outbox:
         """
         name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
         if not self._may_announce(before, after, name):
-            return OutgoingEvents()
+            return NO_EVENTS
         chosen, url = self.formats[name], after.callback_url
         if isinstance(chosen, BatchFormat):
             return OutgoingEvents(statements=await self._enqueue_batch_events(before, after, chosen, now))
         if url is None:
-            return OutgoingEvents()
+            return NO_EVENTS
         if isinstance(chosen, RequestFormat):
             return await self._enqueue_request_event(before, after, url, chosen, results)
         event, body = await self._event_of_change(before, after, chosen, now, results)
         if event is None or body is None:
-            return OutgoingEvents()
+            return NO_EVENTS
         return OutgoingEvents(statements=[self._insert(after, event, url, body, now)])
 
     def _may_announce(self, before: Task, after: Task, name: str) -> bool:
@@ -91,7 +94,7 @@ class Outbox:
         """
         event, now = event_between(before.status, after.status), self.clock.now()
         if event is None:
-            return OutgoingEvents()
+            return NO_EVENTS
         read = await self.tables.tasks.list_of_batch(after.batch)
         others = sum(task.ended_at is not None for task in read if task.id != after.id)
         tasks = [after if task.id == after.id else task for task in read]

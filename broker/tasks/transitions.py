@@ -176,9 +176,7 @@ class Transitions:
         is_paid: bool,
     ) -> Sequence[Statement]:
         """Return the statements that write a change. number: of the attempt that it concerns, or 0."""
-        update = self.tasks.update_task(task, **values)
-        if is_paid:
-            update = replace(update, may_use_reserve=True)
+        update = self.tasks.update_task(task, may_use_reserve=is_paid, **values)
         inserts = [self.images.insert_image(image) for image in results] if changes.task else []
         ledger = []
         if number and changes.attempt:
@@ -304,7 +302,9 @@ class Transitions:
             )
         if state == task.state:
             return
-        log.info(
+        # the response to a submission has a line, too, and says the same and more
+        write_line = log.debug if state == TaskState.SUBMITTING else log.info
+        write_line(
             "task state changed",
             action=f"task_{state.value}",
             task=task.id,
