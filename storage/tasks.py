@@ -286,13 +286,12 @@ class Tasks:
     def insert_task(self, task: Task) -> Statement:
         return insert_row("tasks", task)
 
-    def update_task(self, task: Task, *, may_use_reserve: bool = False, **changes: Any) -> Statement:
-        """Change the row if it still has the version of `task`; otherwise `Stale`. may_use_reserve: see `Statement`."""
+    def update_task(self, task: Task, **changes: Any) -> Statement:
+        """Change the row if it still has the version of `task`; otherwise `Stale`."""
         return Statement(
             sql=f"UPDATE tasks SET {set_clause(changes)}version = version + 1 WHERE id = :id AND version = :version",
             params={**to_columns(changes), "id": task.id, "version": task.version},
             must_change=True,
-            may_use_reserve=may_use_reserve,
         )
 
     def lock_task(self, task_id: str, state: TaskState) -> Statement:

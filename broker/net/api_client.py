@@ -111,7 +111,9 @@ class ApiClient:
                 media_type, body = encode_form(form or {}, contents)
                 return await self._send_whole(target, target.build(headers, body, media_type), seconds)
         body = target.encode_json(json)
-        return await self._send_whole(target, target.build(headers, body, "application/json" if body else None), seconds)
+        return await self._send_whole(
+            target, target.build(headers, body, "application/json" if body else None), seconds
+        )
 
     async def _send_whole(self, target: _Target, request: HttpRequest, seconds: float) -> HttpResponse:
         """Send a request and return the whole response."""
@@ -122,7 +124,9 @@ class ApiClient:
                 with _ProviderErrors(target):
                     async with asyncio.timeout(seconds):
                         status, headers = await _send(target, connection, request)
-                        body = b"".join([chunk async for chunk in _read_body(target, connection, self._max_answer_bytes)])
+                        body = b"".join(
+                            [chunk async for chunk in _read_body(target, connection, self._max_answer_bytes)]
+                        )
                         return HttpResponse(status=status, headers=headers, body=body)
             finally:
                 self._pool.release(connection)
@@ -192,9 +196,7 @@ class _Target:
             parsed = _parse_address(url)
         except EgressBlocked as error:
             raise NotSent(f"{method} {redact_url(url)}: {error}", permanent=True) from None
-        return cls(
-            method=method, url=replace(parsed, target=with_params(parsed.target, params)) if params else parsed
-        )
+        return cls(method=method, url=replace(parsed, target=with_params(parsed.target, params)) if params else parsed)
 
     def __str__(self) -> str:
         return f"{self.method} {self.url}"

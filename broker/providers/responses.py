@@ -6,7 +6,7 @@ Shared by adapters of one family of APIs: an envelope `{"code", "msg", "data"}` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.errors import ProviderError
@@ -47,18 +47,25 @@ class ProviderResponse:
         except ProviderError:
             body = None
         wait = parse_retry_after(response.headers.get("retry-after"), now)
-        parsed = cls.from_body(body, status=response.status, wait_seconds=wait, id_fields=id_fields)
-        return replace(parsed, content=response.body)
+        return cls.from_body(
+            body, status=response.status, wait_seconds=wait, id_fields=id_fields, content=response.body
+        )
 
     @classmethod
     def from_body(
-        cls, body: Any, *, status: int, wait_seconds: float | None = None, id_fields: Sequence[str] = TASK_IDS
+        cls,
+        body: Any,
+        *,
+        status: int,
+        wait_seconds: float | None = None,
+        id_fields: Sequence[str] = TASK_IDS,
+        content: bytes = b"",
     ) -> ProviderResponse:
         """Return the response with this JSON. wait_seconds: the wait that it asks for, if any."""
         return cls(
             status=status,
             body=body,
-            content=b"",
+            content=content,
             parsed=ParsedResponse.from_body(body, id_fields=id_fields),
             wait_seconds=None if wait_seconds is None else min(max(wait_seconds, 0.0), MAX_WAIT_SECONDS),
         )
@@ -73,9 +80,7 @@ class ProviderResponse:
         error = parsing.mapping(parsing.mapping(body).get("error"))
         is_hidden = 200 <= self.status < 300 and bool(error)
         status = (parsing.to_code(error.get("code")) or 500) if is_hidden else self.status
-        return replace(
-            ProviderResponse.from_body(body, status=status, wait_seconds=self.wait_seconds), content=self.content
-        )
+        return ProviderResponse.from_body(body, status=status, wait_seconds=self.wait_seconds, content=self.content)
 
     @property
     def code(self) -> int:

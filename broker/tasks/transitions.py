@@ -176,7 +176,9 @@ class Transitions:
         is_paid: bool,
     ) -> Sequence[Statement]:
         """Return the statements that write a change. number: of the attempt that it concerns, or 0."""
-        update = self.tasks.update_task(task, may_use_reserve=is_paid, **values)
+        update = self.tasks.update_task(task, **values)
+        if is_paid:
+            update = replace(update, may_use_reserve=True)
         inserts = [self.images.insert_image(image) for image in results] if changes.task else []
         ledger = []
         if number and changes.attempt:
