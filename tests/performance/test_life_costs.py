@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from broker.logs import log
 from broker.orders import ImageParams, OrderRequest
 from storage.sql.database import Outcome, Row, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
@@ -91,6 +93,21 @@ async def test_one_life_sends_one_submission(broker: RunningBroker, tmp_path: Pa
     before = len(await broker.provider_jobs())
     await live(broker, tmp_path)
     assert len(await broker.provider_jobs()) == before + 1
+
+
+async def test_one_life_writes_four_lines(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(log, "sink", lambda event: lines.append(event["action"]))
+    caplog.set_level(logging.INFO, "broker")
+    await live(broker, tmp_path)
+    assert [line for line in lines if line.startswith("task_")] == [
+        "task_created",
+        "task_waiting",
+        "task_fetching",
+        "task_succeeded",
+    ]
 
 
 async def test_many_lives_share_claims_and_looks_for_due_work(broker: RunningBroker, tmp_path: Path) -> None:
