@@ -291,6 +291,7 @@ async def test_memory_does_not_grow_with_the_blob(blobs: BlobStore) -> None:
             blob = await draft.commit()
         total = sum([len(piece) async for piece in await blobs.open(blob.name)])
         assert total == blob.size == 64 * MIB
-        assert tracemalloc.get_traced_memory()[1] < 6 * MIB
+        # 2 MiB on a quiet machine; on a busy one each thread of the pool may still hold the chunk that it has read
+        assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     finally:
         tracemalloc.stop()
