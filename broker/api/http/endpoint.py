@@ -242,10 +242,7 @@ class EndpointRouter:
 
     def __init__(self, routes: Sequence[EndpointRoute]) -> None:
         paths = {route.path for route in routes if "{" not in route.path}
-        methods = {method for route in routes for method in route.methods or ()}
-        self._fixed = {
-            path: {method: _first_match(routes, path, method) for method in (*methods, "")} for path in paths
-        }
+        self._fixed = {path: _by_method(routes, path) for path in paths}
         """By path and method; empty for every other method."""
         patterns = [(_leading_segments(route.path), route) for route in routes if "{" in route.path]
         self._patterns = {
