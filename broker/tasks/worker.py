@@ -116,6 +116,7 @@ class Worker:
             was_due = await self._start_due(due_work)
             if was_due:
                 due_work = await self.read_due_work()
+            self.submissions.lanes.keep_full(due_work.queued)  # only to those does this worker return by itself
             self._start_housekeeping()
             is_locked = was_due and self.running.count == count  # due, but locked by another worker
             return max(LOCKED_PAUSE_SECONDS if is_locked else 0.0, await self.seconds_until_due(due_work))
@@ -178,8 +179,6 @@ class Worker:
             lease, limit = self.leases.create_lease(), self.running.free_slots(TaskState.QUEUED)
             await self._start_all(await self.tasks.claim_overdue(now=now, lease=lease, limit=limit))
         queued = [provider for provider, at in due_work.queued.items() if at <= now]
-        for provider in due_work.queued.keys() - queued:
-            self.submissions.lanes.forget_full(provider)
         for provider in queued:
             lease, limit = self.leases.create_lease(), self._free_submissions(provider)
             await self._start_all(await self.submissions.claim(provider, lease, limit=limit))

@@ -17,11 +17,11 @@ from broker.reports import Pending
 from broker.services import Services
 from broker.tasks.accounts.lanes import PAUSE_SECONDS
 from broker.tasks.running import CONCURRENCY, new_lease
-from broker.tasks.submissions import account_limits
+from broker.tasks.submissions import SubmissionQueue, account_limits
 from storage.attempts import Attempt
 from storage.ids import new_task_id
 from storage.states import TaskState
-from storage.tasks import DUE_CHANNEL, Task
+from storage.tasks import DUE_CHANNEL, Lease, Task
 from tests.support.api import png
 from tests.support.brokers import create_tasks, one_account, still
 from tests.support.clock import ManualClock
@@ -131,12 +131,37 @@ async def test_order_for_a_lane_without_capacity_wakes_no_worker_until_that_may_
             assert await woken.wait(0)
 
 
-async def test_worker_that_finds_no_due_order_forgets_that_a_lane_was_full(tmp_path: Path, clock: ManualClock) -> None:
+@pytest.mark.parametrize("account", ["kie", "kie@1"])
+async def test_worker_that_finds_no_due_order_forgets_that_a_lane_was_full(
+    tmp_path: Path, clock: ManualClock, account: str
+) -> None:
     """The orders before were canceled, so the worker does not look at the lane again by itself."""
     async with arriving(tmp_path, clock) as broker:
-        broker.services.submissions.lanes.record_full("kie", until=clock.now() + PAUSE_SECONDS)
+        broker.services.submissions.lanes.record_full(account, until=clock.now() + PAUSE_SECONDS)
         await broker.services.worker.poll_once()
-        assert not broker.services.submissions.lanes.is_full("kie")
+        assert not broker.services.submissions.lanes.is_full(account)
+
+
+async def test_lane_whose_last_order_is_canceled_while_the_worker_looks_at_it_is_not_left_full(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with arriving(tmp_path, clock, max_concurrent=1) as broker:
+        services = broker.services
+        await _occupy(services, await broker.order(), clock)
+        services.next_steps.start, start = None, services.next_steps.start
+        last = await broker.order()
+        services.next_steps.start = start
+        claim = SubmissionQueue.claim
+
+        async def claim_then_cancel(self: SubmissionQueue, account: str, lease: Lease, *, limit: int) -> list[Task]:
+            claimed = await claim(self, account, lease, limit=limit)
+            assert self.lanes.is_full(account)
+            await services.database.execute("UPDATE tasks SET state = 'canceled' WHERE id = :id", id=last.id)
+            return claimed
+
+        monkeypatch.setattr(SubmissionQueue, "claim", claim_then_cancel)
+        await services.worker.poll_once()
+        assert not services.submissions.lanes.is_full("kie")
 
 
 async def test_held_turns_and_orders_with_slots_of_their_own_and_for_several_providers_are_left_to_a_claim(

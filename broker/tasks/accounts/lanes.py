@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -56,8 +57,14 @@ class Lanes:
         self._full_until[account] = min(until, self.clock.now() + PAUSE_SECONDS)
 
     def forget_full(self, account: str) -> None:
-        """Note that an account has capacity, or no due orders."""
+        """Note that an account has capacity."""
         self._full_until.pop(account, None)
+
+    def keep_full(self, queued: Mapping[str, float]) -> None:
+        """Forget which accounts are full but for those with due orders. queued: when the first order of each is due."""
+        now = self.clock.now()
+        kept = {name: until for name, until in self._full_until.items() if queued.get(name, math.inf) <= now}
+        self._full_until = kept
 
     def is_full(self, account: str) -> bool:
         """Return whether orders of an account wait for capacity, so that one more makes no difference."""

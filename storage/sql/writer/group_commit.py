@@ -139,15 +139,17 @@ class GroupCommitWriter:
                 with self.turns.computing:
                     results = self._write_to_opened_files(connection, group)
                 self._report(group, results)
-                self._checkpoint(connection, group)
+                self._checkpoint(connection, group, results)
 
-    def _checkpoint(self, connection: sqlite3.Connection, group: Sequence[Write]) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection, group: Sequence[Write], results: Sequence[Result]) -> None:
         """Copy the log into the database when it is long enough: after the report, as it takes as long as ten commits.
 
-        Not while the reserve is in use, which a larger database would use up.
+        Not while the reserve is in use, which a larger database would use up; nor after a group of which nothing was
+        written: the files may be others by now.
         """
-        self._statements_in_log += sum(len(write.statements) for write in group)
-        if self._statements_in_log >= CHECKPOINT_STATEMENTS and self._may_write_all:
+        written = [len(result) for result in results if not isinstance(result, Exception)]
+        self._statements_in_log += sum(written)
+        if written and self._statements_in_log >= CHECKPOINT_STATEMENTS and self._may_write_all:
             self._statements_in_log = 0
             with suppress(sqlite3.Error):  # as after a commit: the log keeps what was not copied
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

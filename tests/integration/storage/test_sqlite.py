@@ -154,6 +154,20 @@ async def test_commit_into_a_file_removed_meanwhile_is_not_acknowledged(tmp_path
         await writer.close()
 
 
+async def test_refused_writes_copy_no_log_into_the_file_that_came_back(tmp_path: Path) -> None:
+    """It may be a backup that was copied over the database: pages of the log before would damage it."""
+    path = tmp_path / "b.db"
+    async with traced_writer(path) as (writer, seen):
+        await writer.submit([Statement(sql="INSERT INTO t VALUES (1)")], lambda: None)
+        (tmp_path / "b.db-wal").unlink()
+        before, insert = path.read_bytes(), Statement(sql="INSERT INTO t VALUES (2)")
+        for _ in range(2):
+            with pytest.raises(DatabaseReplaced):
+                await writer.submit([insert] * CHECKPOINT_STATEMENTS, lambda: None)
+        assert path.read_bytes() == before
+        assert not any("checkpoint" in sql for sql in seen)
+
+
 async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_text("this is not a database" * 100)
     with pytest.raises(StorageError):
