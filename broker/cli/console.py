@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from broker.cli import ExitCode
 from broker.errors import ApiError, ProviderError, SettingsError
 from storage.errors import StorageError
 from storage.sql.migrate import SchemaTooNew
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class CommandError(Exception):
@@ -44,12 +45,12 @@ def explain_error(error: BaseException) -> tuple[str, ExitCode] | None:
 
 def print_line(text: str = "", *, style: str = "") -> None:
     """Print a line of the result."""
-    _make_console().print(Text(strip_controls(text), style=style))
+    _print(text, style)
 
 
 def print_note(text: str, *, style: str = "") -> None:
     """Print progress or advice to standard error."""
-    _make_console(stderr=True).print(Text(strip_controls(text), style=style))
+    _print(text, style, stderr=True)
 
 
 def print_error(text: str) -> None:
@@ -84,17 +85,20 @@ def _escape_controls(text: str) -> str:
 
 def clear_screen() -> None:
     """Clear a terminal; does nothing elsewhere."""
-    _make_console().clear()
+    if sys.stdout.isatty():
+        _make_console().clear()
 
 
 @contextmanager
 def show_progress(text: str) -> Iterator[Callable[[str], None]]:
     """Yield a function that updates the status line; without a terminal each update is a line."""
-    console = _make_console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         print_note(text)
         yield print_note
         return
+    from rich.text import Text
+
+    console = _make_console(stderr=True)
     with console.status(Text(strip_controls(text))) as status:
         yield lambda update: status.update(Text(strip_controls(update)))
 
@@ -104,5 +108,18 @@ def strip_controls(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
+def _print(text: str, style: str, *, stderr: bool = False) -> None:
+    """Print a line, with its style on a terminal. A service has none, and does not load what draws styles."""
+    stream = sys.stderr if stderr else sys.stdout
+    if not stream.isatty():
+        print(strip_controls(text), file=stream, flush=True)
+        return
+    from rich.text import Text
+
+    _make_console(stderr=stderr).print(Text(strip_controls(text), style=style))
+
+
 def _make_console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
     return Console(stderr=stderr, highlight=False, soft_wrap=True)

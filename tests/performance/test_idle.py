@@ -77,6 +77,7 @@ def test_serving_imports_no_library_that_few_processes_need() -> None:
         "httpx",
         "jwt",
         "obstore",
+        "rich.console",
         "broker.client",
         "broker.mcp",
         "broker.sandbox",
