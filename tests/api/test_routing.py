@@ -45,6 +45,24 @@ async def test_every_path_has_the_route_that_the_whole_list_has(
             assert (found["route"], found["parameters"]) == expected, (method, path)
 
 
+async def test_the_router_of_all_routes_is_built_without_trying_each_for_each_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of every start."""
+    tried, matches = 0, EndpointRoute.matches
+
+    def count(route: EndpointRoute, scope: Scope) -> tuple[Match, Scope]:
+        nonlocal tried
+        tried += 1
+        return matches(route, scope)
+
+    async with open_api(tmp_path) as broker:
+        routes = cast(list[EndpointRoute], cast(Starlette, broker.mounted.app).routes)
+    monkeypatch.setattr(EndpointRoute, "matches", count)
+    EndpointRouter(routes)
+    assert tried <= 2 * len(routes)
+
+
 def example_paths(pattern: str) -> Iterator[str]:
     for value in ("abc", "a/b", "a:b", "1", ""):
         yield re.sub(r"{[^}]*}", value, pattern)
