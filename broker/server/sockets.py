@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import socket
@@ -16,7 +17,7 @@ from broker.errors import SettingsError
 
 BACKLOG: Final = 2048
 LISTENERS: Final = 16
-"""Per listening socket of a process."""
+"""Per listening socket of a process, on uvloop."""
 _SO_ATTACH_FILTER: Final = 26
 _DROP_SYN: Final = b"".join(
     struct.pack("=HBBI", *instruction)
@@ -92,9 +93,11 @@ def share_listener(sock: socket.socket) -> list[socket.socket]:
     """Return the listening socket and duplicates of it, for one server each.
 
     uvloop accepts one connection per server and turn of the event loop. A turn of a busy loop takes milliseconds, so
-    the last of 64 connections that arrive together would wait a third of a second.
+    the last of 64 connections that arrive together would wait a third of a second. The loops of asyncio accept a whole
+    backlog; without free descriptors they log each of these attempts, for every server.
     """
-    return [sock, *(sock.dup() for _ in range(LISTENERS - 1))]
+    is_asyncio = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
+    return [sock] if is_asyncio else [sock, *(sock.dup() for _ in range(LISTENERS - 1))]
 
 
 def explain_bind_error(host: str, port: int, error: Exception) -> BindFailure:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from broker.server.sockets import bind_socket, share_listener
 from tests.support.api import open_api
 from tests.support.http_parsers import BACKENDS, MemoryTransport, connect, new_protocol
 
@@ -84,7 +85,8 @@ def test_small_response_is_one_write() -> None:
     assert asyncio.run(count_writes()) == REQUESTS
 
 
-def test_connections_that_arrive_together_are_answered_within_a_few_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_connections_that_arrive_together_are_answered_within_a_few_turns(tmp_path: Path, backend: str) -> None:
     """uvloop accepts one connection per listening socket and turn, and a turn of a busy loop takes milliseconds."""
     count = 64
 
@@ -102,5 +104,18 @@ def test_connections_that_arrive_together_are_answered_within_a_few_turns(tmp_pa
                     turns += 1
                 return turns
 
-    with asyncio.Runner(**BACKENDS["httptools"]) as runner:
+    with asyncio.Runner(**BACKENDS[backend]) as runner:
         assert runner.run(count_turns()) <= count / 4
+
+
+def test_own_loop_of_asyncio_has_one_listener() -> None:
+    """It accepts a backlog per listener and turn; without free descriptors it logs each of these attempts."""
+
+    async def count_listeners() -> int:
+        with ExitStack() as stack:
+            listeners = share_listener(bind_socket("127.0.0.1", 0))
+            for listener in listeners:
+                stack.enter_context(listener)
+            return len(listeners)
+
+    assert asyncio.run(count_listeners()) == 1
