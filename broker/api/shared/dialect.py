@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Union
 
-from pydantic import BaseModel, RootModel, create_model
+from pydantic import BaseModel, ConfigDict, RootModel, create_model
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
@@ -49,10 +49,16 @@ def shared_dialect(services: Services, dialects: Sequence[Dialect]) -> Dialect:
     )
 
 
+class _AnyError(RootModel[Any]):
+    """Base of an error whose shape is known later; built when the documentation is first asked for."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
 def _any_error_model(dialects: Sequence[Dialect]) -> type[BaseModel]:
     """Return the model of an error in the shape of any of the dialects."""
     models: Any = tuple(dict.fromkeys(dialect.error_model for dialect in dialects))
-    return create_model("SharedError", __base__=RootModel[Union[models]])  # noqa: UP007
+    return create_model("SharedError", __base__=_AnyError, root=(Union[models], ...))  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)
