@@ -2,13 +2,16 @@
 
 A thread that waits for the GIL is woken at each system call of the loop, finds that the loop has taken the GIL back,
 and waits again for a whole switch interval. So a loop without idle moments keeps it out for seconds, whatever the
-interval: 64 writers got 64 transactions per second then, and get 19 000 since the loop waits for them. The loop waits
-whether or not it seems busy: the processor time that it got does not tell, because other programs take some of it.
+interval: 64 writers got 64 transactions per second then, and get 19 000 since the loop waits for them. A loop that has
+slept since the last look is left alone: the thread had its turn then, and to wait would only delay requests. The
+processor time that the loop got does not tell, because other programs take some of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ MAX_WAIT_SECONDS: Final = 0.002
 
 
 class ThreadTurns:
-    """Makes the event loop wait for a thread that has had work for a millisecond.
+    """Makes an event loop without idle moments wait for a thread that has had work for a millisecond.
 
     The thread holds `computing` while it needs the GIL again and again, and not while it waits for the disk.
     """
@@ -34,6 +37,7 @@ class ThreadTurns:
         self.computing = threading.Lock()
         self._awaited = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._sleeps = 0
         self._is_waiting = False
         """Of the thread; also when the disk has answered, until it has the GIL."""
 
@@ -66,12 +70,22 @@ class ThreadTurns:
         self._timer = loop.call_later(seconds, self._look, loop, seconds)
 
     def _look(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        has_slept = _count_sleeps() != self._sleeps
+        next_look = FIRST_LOOK_SECONDS if has_slept else self._wait_for_thread(seconds)
+        self._sleeps = _count_sleeps()
+        self._look_after(loop, next_look)
+
+    def _wait_for_thread(self, seconds: float) -> float:
+        """Let the thread compute; return the seconds until the next look. seconds: those before this one."""
         time.sleep(WAKE_SECONDS)
         if self._is_waiting:
-            seconds = DISK_LOOK_SECONDS
-        elif self.computing.acquire(timeout=MAX_WAIT_SECONDS):
-            self.computing.release()
-            seconds = FIRST_LOOK_SECONDS
-        else:
-            seconds = min(seconds * 2, MAX_LOOK_SECONDS)
-        self._look_after(loop, seconds)
+            return DISK_LOOK_SECONDS
+        if not self.computing.acquire(timeout=MAX_WAIT_SECONDS):
+            return min(seconds * 2, MAX_LOOK_SECONDS)
+        self.computing.release()
+        return FIRST_LOOK_SECONDS
+
+
+def _count_sleeps() -> int:
+    """Return how often this thread has waited for anything; always 0 where the system does not count that."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw if sys.platform == "linux" else 0
