@@ -137,24 +137,31 @@ def changed_row(row: T, changes: Mapping[str, Any]) -> T:
 
 
 def new_row(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Return a row with these values and the defaults of the other fields, at a fifth of the cost of __init__."""
+    """Return a row with these values and the defaults of the other fields, at a fifth of the cost of __init__.
+
+    Raises TypeError for a value without a field, and for a field without a value.
+    """
     row = object.__new__(kind)
-    vars(row).update(_defaults(cast("Any", kind)))
-    vars(row).update(values)
+    columns = vars(row)
+    columns.update(_defaults(cast("Any", kind)))
+    columns.update(values)
+    if len(columns) != len(_names(cast("Any", kind))) or not _required(cast("Any", kind)) <= values.keys():
+        raise TypeError(f"these are not the fields of a {kind.__name__}: {', '.join(sorted(values))}")
     return row
 
 
 @lru_cache
 def _defaults(kind: type) -> dict[str, Any]:
-    """Return all fields, in their order, with None for those without a default."""
+    """Return all fields, in their order, with MISSING for those without a default."""
     return {
-        field.name: field.default_factory()
-        if field.default_factory is not MISSING
-        else None
-        if field.default is MISSING
-        else field.default
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(cast("Any", kind))
     }
+
+
+@lru_cache
+def _required(kind: type) -> frozenset[str]:
+    return frozenset(name for name, default in _defaults(kind).items() if default is MISSING)
 
 
 @lru_cache

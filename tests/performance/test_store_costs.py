@@ -208,6 +208,13 @@ def test_new_row_is_made_and_inserted_with_few_calls() -> None:
     assert len(list_calls(lambda: tasks.insert_task(made))) <= 16
 
 
+@pytest.mark.parametrize("changes", [{"id": None}, {"prompts": "a red bicycle"}])
+def test_new_row_has_the_fields_of_its_class(changes: dict[str, str | None]) -> None:
+    values = {name: value for name, value in {**vars(a_task(1.0)), **changes}.items() if value is not None}
+    with pytest.raises(TypeError, match="the fields of a Task"):
+        new_row(Task, values)
+
+
 def list_calls(work: Callable[[], object]) -> list[str]:
     """Return the names of the functions written in Python that are called."""
     calls: list[str] = []
