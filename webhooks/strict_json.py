@@ -55,7 +55,7 @@ def read_json(
         raise ValueError("too deep") from error
     if text.count("{") + text.count("[") >= max_depth:  # else it cannot be as deep
         _check_depth(document, max_depth)
-    if not _SURROGATE_ESCAPE.search(text):
+    if "\\" not in text or not _SURROGATE_ESCAPE.search(text):
         return document
     text = json.dumps(document, ensure_ascii=False)
     try:
@@ -69,7 +69,7 @@ def read_json(
 
 def check_values(text: str) -> None:
     """Raise `TooManyValues` for such JSON, without parsing it."""
-    if _count_values(text, 0, len(text)) <= MAX_VALUES:  # what strings contain was counted, too
+    if len(text) <= MAX_VALUES or _count_values(text, 0, len(text)) <= MAX_VALUES:  # with what strings contain
         return
     values = end = 0
     for string in _STRING.finditer(text):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE
+
+from broker.server.transports import OrderTransport, Signal
+
+_LOGGER: Final = logging.getLogger("uvicorn.error")
 
 _JOINED_BYTES: Final = 64 * 1024
 """A body of at most this size is written together with its head; a larger one is not copied."""
@@ -13,6 +20,12 @@ _NO_BODY: Final = {204, 304}
 _FRAMING: Final = {b"content-length: ", b"transfer-encoding: ", b"connection: "}
 _CONTROLS: Final = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 """No header value has one: the only ones in a head are the ends of its lines, and they are counted."""
+_FAILED: Final = b"Internal Server Error"
+_FAILED_HEADERS: Final = (
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"content-length", b"%d" % len(_FAILED)),
+    (b"connection", b"close"),
+)
 
 
 @lru_cache(maxsize=256)
@@ -23,11 +36,119 @@ def _start_line(name: bytes) -> bytes:
     return name.lower() + b": "
 
 
-class ResponseCycle(RequestResponseCycle):
-    """uvicorn's, with its head and a body of known size in one write, and without chunks for HTTP/1.0."""
+def _ignore_response() -> None:
+    """Stand in for the protocol when the application has ended."""
 
-    _head: bytes | None = None
-    """The head of a response with Content-Length, until the body is there."""
+
+class ResponseCycle:
+    """What the application of one request receives and sends.
+
+    uvicorn's own, but with a head and a body of known size in one write, without chunks for HTTP/1.0, and without the
+    copies of a body that arrives in one piece.
+    """
+
+    __slots__ = (
+        "_expected_bytes",
+        "_head",
+        "_is_chunked",
+        "body",
+        "default_headers",
+        "disconnected",
+        "flow",
+        "keep_alive",
+        "message_event",
+        "more_body",
+        "on_response",
+        "response_complete",
+        "response_started",
+        "scope",
+        "transport",
+        "waiting_for_100_continue",
+    )
+
+    def __init__(
+        self,
+        scope: dict[str, Any],
+        transport: OrderTransport,
+        flow: FlowControl,
+        default_headers: Sequence[tuple[bytes, bytes]],
+        on_response: Callable[[], None],
+        *,
+        expects_continue: bool,
+        keep_alive: bool,
+    ) -> None:
+        """on_response: called when the response is complete."""
+        self.scope = scope
+        self.transport = transport
+        self.flow = flow
+        self.default_headers = default_headers
+        self.on_response = on_response
+        self.message_event = Signal()
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = expects_continue
+        self.body: bytes | bytearray = b""
+        """Received, and not yet taken by the application."""
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self._is_chunked: bool | None = None
+        """None until that is known; False with a Content-Length, or without a body."""
+        self._expected_bytes = 0
+        self._head: bytes | None = None
+        """The head of a response with Content-Length, until the body is there."""
+
+    async def run(self, app: Callable[..., Awaitable[None]]) -> None:
+        """Run the application; end the connection of one that does not end its response."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as error:
+            _LOGGER.error("Exception in ASGI application\n", exc_info=error)
+            await self._fail()
+        else:
+            if not self.response_complete and not self.disconnected:
+                _LOGGER.error("ASGI callable returned without completing response.")
+                await self._fail()
+        finally:
+            self.on_response = _ignore_response  # no circle of references is left
+
+    async def _fail(self) -> None:
+        if self.response_started:
+            self.transport.close()
+        else:
+            await self.send({"type": "http.response.start", "status": 500, "headers": _FAILED_HEADERS})
+            await self.send({"type": "http.response.body", "body": _FAILED})
+
+    # -- request
+
+    def add_body(self, data: bytes) -> int:
+        """Hand a piece of the body to the application; return the bytes that it has not taken yet."""
+        held = self.body
+        if not held:
+            self.body = data
+        elif isinstance(held, bytearray):
+            held += data
+        else:
+            self.body = bytearray(held) + data
+        self.waiting_for_100_continue = False
+        self.message_event.set()
+        return len(self.body)
+
+    async def receive(self) -> dict[str, Any]:
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self.disconnected and not self.response_complete:
+            self.flow.resume_reading()
+            if not self.message_event.is_set:
+                await self.message_event.wait()
+            self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = bytes(self.body), b""
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    # -- response
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
@@ -42,39 +163,35 @@ class ResponseCycle(RequestResponseCycle):
         if self.response_started:
             self._send_body(message.get("body", b""), is_last=not message.get("more_body", False))
         else:
-            self._send_head(message["status"], list(message.get("headers", ())))
+            self._send_head(message["status"], message.get("headers", ()))
 
-    def _send_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        lines = [STATUS_LINE[status]]
-        added = 1
-        for name, value in self.default_headers + headers:
+        lines = [STATUS_LINE[status][:-2]]
+        for name, value in (*self.default_headers, *headers):
             start = _start_line(name)
             if start in _FRAMING:
                 if start == b"content-length: ":
-                    self.expected_content_length, self.chunked_encoding = int(value), False
+                    self._expected_bytes, self._is_chunked = int(value), False
                 elif start == b"transfer-encoding: ":
                     continue
                 elif b"close" in value.lower():
                     self.keep_alive = False
                     continue
-            lines += (start, value, b"\r\n")
-            added += 1
+            lines.append(start + value)
         if status in _NO_BODY or self.scope["method"] == "HEAD":
-            self.expected_content_length, self.chunked_encoding = 0, False
-        elif self.chunked_encoding is None and self.scope["http_version"] != "1.0":
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-            added += 1
+            self._expected_bytes, self._is_chunked = 0, False
+        elif self._is_chunked is None and self.scope["http_version"] != "1.0":
+            self._is_chunked = True
+            lines.append(b"transfer-encoding: chunked")
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-            added += 1
+            lines.append(b"connection: close")
         lines.append(b"\r\n")
-        head = b"".join(lines)
-        if len(head) - len(head.translate(None, _CONTROLS)) != len(b"\r\n") * (added + 1):
+        head = b"\r\n".join(lines)
+        if len(head) - len(head.translate(None, _CONTROLS)) != len(b"\r\n") * len(lines):
             raise RuntimeError("Invalid HTTP header value.")
-        if self.chunked_encoding is False:
+        if self._is_chunked is False:
             self._head = head
         else:
             self.transport.write(head)
@@ -82,13 +199,13 @@ class ResponseCycle(RequestResponseCycle):
     def _send_body(self, body: bytes, *, is_last: bool) -> None:
         if self.scope["method"] == "HEAD":
             body = b""
-        if self.chunked_encoding:
+        if self._is_chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if is_last:
                 body += b"0\r\n\r\n"
-        elif self.chunked_encoding is False:
-            self.expected_content_length -= len(body)
-            if self.expected_content_length < 0:
+        elif self._is_chunked is False:
+            self._expected_bytes -= len(body)
+            if self._expected_bytes < 0:
                 raise RuntimeError("Response content longer than Content-Length")
         if self._head is not None:
             head, self._head = self._head, None
@@ -102,7 +219,7 @@ class ResponseCycle(RequestResponseCycle):
             self._complete()
 
     def _complete(self) -> None:
-        if self.expected_content_length:
+        if self._expected_bytes:
             raise RuntimeError("Response content shorter than Content-Length")
         self.response_complete = True
         self.message_event.set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
@@ -21,11 +21,11 @@ from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
 from broker.server.deadlines import Phase
 from broker.server.httptools_cycle import ResponseCycle
 from broker.server.protocol import CLOSE_HEADER, MAX_HEAD_BYTES, MAX_HEADER_LINES, GuardedProtocol
-from broker.server.transports import Signal
 
 _LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 _VERSIONS: Final = {"1.0", "1.1"}
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 
 
@@ -102,16 +102,15 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
 
     def _parse_part(self) -> bool:
         """Parse bytes of the current part; return whether others may follow."""
-        match self._part:
-            case _Part.HEAD:
-                return self._parse_head()
-            case _Part.SIZED_BODY:
-                return self._parse_sized()
-            case _Part.CHUNKED_BODY:
-                return self._parse_chunks()
-            case _Part.NONE:
-                self.flow.pause_reading()  # pipelined: one request at a time
-                return False
+        part = self._part
+        if part is _Part.HEAD:
+            return self._parse_head()
+        if part is _Part.SIZED_BODY:
+            return self._parse_sized()
+        if part is _Part.CHUNKED_BODY:
+            return self._parse_chunks()
+        self.flow.pause_reading()  # pipelined: one request at a time
+        return False
 
     def _feed(self, end: int) -> None:
         """Let the parser read up to there."""
@@ -186,37 +185,34 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         """Start the application."""
         version = self._version
         path, _, query = self.url.partition(b"?")
-        self.scope = {
+        scope = {
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": _ASGI,
             "http_version": version,
             "server": self.server,
             "client": self.client,
-            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "scheme": self.scheme,
             "method": method,
             "root_path": "",
             "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
             "raw_path": path,
             "query_string": query,
             "headers": self.headers,
-            "state": self.app_state.copy(),
-            "extensions": self.extensions,  # type: ignore[typeddict-item]
+            "extensions": self.extensions,
         }
         self.headers = []  # of the trailers
-        self.cycle = ResponseCycle(
-            scope=self.scope,
-            transport=self.order_transport,  # type: ignore[arg-type]
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=cast(Any, Signal()),
-            expect_100_continue=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
+        self.cycle = cycle = ResponseCycle(
+            scope,
+            self.order_transport,
+            self.flow,
+            self.server_state.default_headers,
+            self.on_response_complete,
+            expects_continue=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
             keep_alive=version != "1.0" and self._keeps_alive,
-            on_response=self.on_response_complete,
         )
-        self._start_asgi_task(self.cycle, self.app)
+        task = self.loop.create_task(cycle.run(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def _send_ready(self) -> bool:
         """Answer a request without a body from prepared bytes, without a task; return whether there were any."""
@@ -304,13 +300,8 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         if self._part is _Part.CHUNKED_BODY:
             self._count_chunk(len(body))
         cycle = self.cycle
-        if cycle.response_complete:
-            return
-        cycle.waiting_for_100_continue = False
-        cycle.body += body
-        if len(cycle.body) > HIGH_WATER_LIMIT:
+        if not cycle.response_complete and cycle.add_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.message_event.set()
 
     def _count_chunk(self, size: int) -> None:
         self._idle_bytes = 0
@@ -355,14 +346,13 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         self._buffer, self._parsed, self._searched = b"", 0, 0
 
     def client_phase(self) -> Phase:
-        match self._part:
-            case _Part.NONE:
-                return Phase.SERVER
-            case _Part.HEAD:
-                has_begun = not self.has_answered or self._parsed < len(self._buffer)
-                return Phase.HEAD if has_begun else Phase.IDLE
-            case _:
-                return Phase.LEFTOVER if self.cycle.response_complete else Phase.BODY
+        part = self._part
+        if part is _Part.NONE:
+            return Phase.SERVER
+        if part is _Part.HEAD:
+            has_begun = not self.has_answered or self._parsed < len(self._buffer)
+            return Phase.HEAD if has_begun else Phase.IDLE
+        return Phase.LEFTOVER if self.cycle.response_complete else Phase.BODY
 
     def can_answer(self) -> bool:
         if self._part is _Part.HEAD:

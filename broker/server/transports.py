@@ -15,23 +15,23 @@ from uvicorn.protocols.http.flow_control import FlowControl
 class Signal:
     """`asyncio.Event` without its queue of waiters, which takes most of a kibibyte of each connection."""
 
-    __slots__ = ("_is_set", "_waiting")
+    __slots__ = ("_waiting", "is_set")
 
     def __init__(self) -> None:
-        self._is_set = False
+        self.is_set = False
         self._waiting: tuple[asyncio.Future[None], ...] = ()
 
     def set(self) -> None:
-        self._is_set = True
+        self.is_set = True
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
 
     def clear(self) -> None:
-        self._is_set = False
+        self.is_set = False
 
     async def wait(self) -> bool:
-        while not self._is_set:
+        while not self.is_set:
             waiting = asyncio.get_running_loop().create_future()
             self._waiting += (waiting,)
             try:

@@ -15,6 +15,7 @@ from storage.sql.inline_reader import InlineReader
 pytestmark = pytest.mark.anyio
 
 READ = "SELECT value FROM facts"
+READ_OF = "SELECT value FROM facts WHERE value = :value"
 
 
 @asynccontextmanager
@@ -37,9 +38,19 @@ async def test_reads_of_one_turn_share_a_transaction(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as (reader, _, statements):
         for _ in range(2):
             for _ in range(5):
+                assert reader.fetch_in_turn(READ_OF, {"value": "old"}) == [("old",)]
+            await asyncio.sleep(0)
+        read = READ_OF.replace(":value", "'old'")
+        assert statements == ["BEGIN", *[read] * 5, "COMMIT"] * 2
+
+
+async def test_statement_without_parameters_runs_once_in_a_turn(tmp_path: Path) -> None:
+    async with opened(tmp_path / "a.db") as (reader, _, statements):
+        for _ in range(2):
+            for _ in range(5):
                 assert reader.fetch_in_turn(READ, {}) == [("old",)]
             await asyncio.sleep(0)
-        assert statements == ["BEGIN", *[READ] * 5, "COMMIT"] * 2
+        assert statements == ["BEGIN", READ, "COMMIT"] * 2
 
 
 async def test_commit_is_seen_in_the_next_turn_and_by_every_other_read(tmp_path: Path) -> None:

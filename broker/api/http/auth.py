@@ -123,7 +123,8 @@ class Authenticator:
         offered = self._offered_keys(request)
         if offered and (principal := await self._find_by_key(offered)) is not None:
             return principal
-        cookie = None if offered else read_session_cookie(request)
+        has_cookie = not offered and "cookie" in header_table(request.scope)
+        cookie = read_session_cookie(request) if has_cookie else None
         if cookie is not None and (principal := await self.credentials.find_by_cookie(cookie)) is not None:
             self._require_own_page(request)
             return principal
@@ -171,11 +172,11 @@ class Authenticator:
 
     def _offered_keys(self, request: HTTPConnection) -> set[str]:
         """Return the keys that a request holds; an empty one for a header that is given twice."""
-        keys = set[str]()
-        if values := header_values(request.scope, "authorization"):
+        keys, headers = set[str](), header_table(request.scope)
+        if values := headers.get("authorization"):
             keys.add(_scheme_token(values, {"bearer", *self.places.schemes}))
         for name in self.places.headers:
-            if values := header_values(request.scope, name):
+            if values := headers.get(name):
                 keys.add(_as_utf8(values[0]) if len(values) == 1 else "")
         for name in self.places.query:
             keys.update(request.query_params.getlist(name))
@@ -190,26 +191,30 @@ def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bo
 
     origins: of other web sites that may.
     """
-    hosts = header_values(request.scope, "host")
-    return (
-        is_loopback_host((request.scope.get("client") or ("",))[0])
-        and request.scope.get("http_version") != "1.0"  # of a proxy that adds no header, like nginx by default
-        and len(hosts) == 1
-        and _LOOPBACK_HOST.fullmatch(hosts[0]) is not None
-        and not is_forwarded(request)
-        and _is_same_site(request, hosts[0], origins)
+    scope, headers = request.scope, header_table(request.scope)
+    hosts = headers.get("host", ())
+    if (
+        not is_loopback_host((scope.get("client") or ("",))[0])
+        or scope.get("http_version") == "1.0"  # of a proxy that adds no header, like nginx by default
+        or len(hosts) != 1
+        or _LOOPBACK_HOST.fullmatch(hosts[0]) is None
+        or _is_of_proxy("\n".join(headers))
+    ):
+        return False
+    sent_by, sites = headers.get("origin", ()), headers.get("sec-fetch-site", ())
+    return not (sent_by or sites) or _is_same_site(sent_by, sites, f"{scope['scheme']}://{hosts[0]}", origins)
+
+
+def _is_same_site(sent_by: Sequence[str], sites: Sequence[str], own: str, allowed: Collection[str]) -> bool:
+    """Return False if a header says that another web site sent a request, unless that is one of the allowed origins.
+
+    sent_by: values of Origin. sites: those of Sec-Fetch-Site. own: our origin, as the client spells it.
+    """
+    if sent_by and all(origin in allowed for origin in sent_by):
+        return True
+    return all(site.strip().lower() in _OWN_SITES for site in sites) and all(
+        origin.lower() == own.lower() for origin in sent_by
     )
-
-
-def _is_same_site(request: HTTPConnection, host: str, allowed: Collection[str]) -> bool:
-    """Return False if a header says that another web site sent it, unless that is one of the allowed origins."""
-    origins, sites = header_values(request.scope, "origin"), header_values(request.scope, "sec-fetch-site")
-    if not origins and not sites:
-        return True
-    if origins and all(origin in allowed for origin in origins):
-        return True
-    ours = f"{request.scope['scheme']}://{host}".lower()
-    return all(site.strip().lower() in _OWN_SITES for site in sites) and all(o.lower() == ours for o in origins)
 
 
 def client_address(request: HTTPConnection) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from starlette.requests import HTTPConnection, Request
@@ -24,11 +24,18 @@ def header_table(scope: Scope) -> Mapping[str, Sequence[str]]:
 
     They are decoded once per request: a dozen of them are asked for, and Starlette searches its list each time.
     """
-    table: dict[str, list[str]] | None = scope.get(_HEADERS)
+    table: Mapping[str, Sequence[str]] | None = scope.get(_HEADERS)
     if table is None:
-        table = scope[_HEADERS] = {}
-        for name, value in scope["headers"]:
-            table.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+        table = scope[_HEADERS] = _decode(scope["headers"])
+    return table
+
+
+def _decode(headers: Collection[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+    table = {name.decode("latin-1"): [value.decode("latin-1")] for name, value in headers}
+    if len(table) < len(headers):  # rare: a header is repeated
+        table = {name: [] for name in table}
+        for name, value in headers:
+            table[name.decode("latin-1")].append(value.decode("latin-1"))
     return table
 
 
@@ -39,7 +46,7 @@ def header_values(scope: Scope, name: str) -> Sequence[str]:
 
 def header_value(request: HTTPConnection, name: str, default: str = "") -> str:
     """Return the first value of a header. name: in lower case."""
-    values = header_values(request.scope, name)
+    values = header_table(request.scope).get(name)
     return values[0] if values else default
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from typing import Final
 
@@ -51,11 +51,11 @@ class RequestMiddleware:
         request_id = self._ids.choose(given[0].encode("latin-1") if len(given) == 1 else None)
         began = time.perf_counter()
 
-        async def send_completed(message: Message) -> None:
+        def send_completed(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 scope[_STATUS] = message["status"]
                 message["headers"] = complete_headers(message["headers"], (_ID_HEADER, request_id))
-            await send(message)
+            return send(message)
 
         named = request_id_of_lines.set(request_id.decode())
         try:
@@ -91,11 +91,11 @@ class RequestMiddleware:
 def complete_headers(headers: Iterable[tuple[bytes, bytes]], *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     """Return the headers with `SECURITY_HEADERS` and `more`, except those that the response sets itself."""
     all_headers = [*headers]
-    added = (*SECURITY_HEADERS, *more)
     present = dict(all_headers)
-    if present.keys().isdisjoint(dict(added)):
-        return [*all_headers, *added]
-    return [*all_headers, *(header for header in added if header[0] not in present)]
+    for header in (*SECURITY_HEADERS, *more):
+        if header[0] not in present:
+            all_headers.append(header)
+    return all_headers
 
 
 class EndpointApp:

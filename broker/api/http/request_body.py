@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -17,10 +17,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from broker.api.http.identity import header_value, header_values
+from broker.api.http.identity import header_table, header_value, header_values
 from broker.catalog import Catalog
 from broker.errors import ApiError, FieldError
-from broker.net.documents import parse_off_loop
+from broker.net.documents import MAX_INLINE_BYTES, parse_off_loop
 from storage.errors import StorageFull
 from webhooks.strict_json import DuplicateName, TooManyValues, read_json
 
@@ -46,6 +46,7 @@ class RequestModel(BaseModel):
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+_UTF8: Final = frozenset({b"utf-8", b"utf8"})
 _LENGTH: Final = re.compile(r"[0-9]{1,20}")
 _SECRET_LENGTH: Final = re.compile(r"Value should have (at least|at most) (\d+) items? after validation, not .*")
 """Pydantic's words for a `SecretStr` that is too short or too long."""
@@ -62,36 +63,44 @@ class BoundedRequest(Request):
         super().__init__(request.scope, request.receive)
         self._max_bytes = max_bytes
 
-    async def body(self) -> bytes:
-        """Return the body; without the generators of `stream`, which take longer than a small one."""
-        self._check_length()
-        chunks, read = list[bytes](), 0
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunks.append(message.get("body", b""))
-            read += len(chunks[-1])
-            self._check_size(read)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
-
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        self._check_length()
+        _check_length(self, self._max_bytes)
         read = 0
         async with aclosing(super().stream()) as chunks:
             async for chunk in chunks:
                 read += len(chunk)
-                self._check_size(read)
+                if read > self._max_bytes:
+                    raise _too_large(self._max_bytes)
                 yield chunk
 
-    def _check_length(self) -> None:
-        length = header_value(self, "content-length", "0")
-        self._check_size(int(length) if _LENGTH.fullmatch(length) else 0)
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise ApiError("payload_too_large", f"The request is larger than {self._max_bytes:,} bytes: send less.")
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request, without the generators of `stream`, which take longer than a small one.
+
+    Raises `ApiError("payload_too_large")` as soon as it is larger than allowed.
+    """
+    _check_length(request, max_bytes)
+    receive, chunks, read = request.receive, list[bytes](), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        read += len(chunks[-1])
+        if read > max_bytes:
+            raise _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _check_length(request: Request, max_bytes: int) -> None:
+    length = header_value(request, "content-length", "0")
+    if _LENGTH.fullmatch(length) and int(length) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError("payload_too_large", f"The request is larger than {max_bytes:,} bytes: send less.")
 
 
 def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
@@ -99,8 +108,7 @@ def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
     if is_encoded(request):  # not inflated: a small body must not become a large one in memory
         raise ApiError("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
     media_type, options = _parse_media_type(header_value(request, "content-type"))
-    charset = options.get(b"charset", b"utf-8").lower()
-    if charset not in {b"utf-8", b"utf8"}:  # some codecs of Python decode to invalid text
+    if options.get(b"charset", b"utf-8").lower() not in _UTF8:  # some codecs of Python decode to invalid text
         raise ApiError("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
     return media_type, options
 
@@ -118,7 +126,8 @@ def has_body(request: Request) -> bool:
 
 
 def is_encoded(request: Request) -> bool:
-    return header_value(request, "content-encoding", "identity").strip().lower() not in {"identity", ""}
+    codings = header_table(request.scope).get("content-encoding")
+    return codings is not None and codings[0].strip().lower() not in {"identity", ""}
 
 
 # -- JSON
@@ -126,15 +135,17 @@ def is_encoded(request: Request) -> bool:
 
 async def read_json_object(request: Request, max_bytes: int, build: Callable[[dict[str, Any]], T]) -> T:
     """Return what `build` makes of the JSON object of a request. Raises `ApiError`, and the errors of `build`."""
-    body = await BoundedRequest(request, max_bytes).body()
+    body = await read_body(request, max_bytes)
+    if len(body) <= MAX_INLINE_BYTES:
+        return _parse_object(body, build)
+    return await parse_off_loop(len(body), partial(_parse_object, body, build))
 
-    def parse() -> T:
-        document = parse_json(body)
-        if not isinstance(document, dict):
-            raise ApiError("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
-        return build(document)
 
-    return await parse_off_loop(len(body), parse)
+def _parse_object(body: bytes, build: Callable[[dict[str, Any]], T]) -> T:
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise ApiError("invalid_request", 'The body is not a JSON object: send {"prompt": "…"}.')
+    return build(document)
 
 
 async def read_json_model(request: Request, max_bytes: int, model: type[M]) -> M:
@@ -185,7 +196,7 @@ async def read_form_model(request: Request, max_bytes: int, model: type[M]) -> M
     """Return the text fields of a form of one of `FORM_TYPES` as a model. Raises `ApiError` as for JSON."""
     media_type, options = media_type_of(request)
     if media_type == URLENCODED:
-        pairs = _parse_urlencoded(await BoundedRequest(request, max_bytes).body())
+        pairs = _parse_urlencoded(await read_body(request, max_bytes))
     else:
         form = await read_form(request, options, max_bytes)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
@@ -29,6 +29,8 @@ POLL_SECONDS: Final = "3"
 
 _ENDED_HEADERS: Final = {"cache-control": "private, no-cache", "vary": "Accept-Language"}
 _UNFINISHED_HEADERS: Final = {**_ENDED_HEADERS, "retry-after": POLL_SECONDS}
+
+JSON_HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 
 SECURITY_HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -106,8 +108,21 @@ def json_response(document: Any, status: int = 200, headers: Mapping[str, str] |
 
 def json_text_response(text: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     """Return the same of a document that is encoded already."""
-    fixed = {"content-type": "application/json", "cache-control": "no-store"}
-    return Response(encode_text(text), status, headers={**fixed, **(headers or {})})
+    all_headers = dict(JSON_HEADERS)
+    for name, value in (headers or {}).items():
+        all_headers[name.lower().encode("latin-1")] = value.encode("latin-1")
+    return EncodedResponse(encode_text(text), status, all_headers.items())
+
+
+class EncodedResponse(Response):
+    """A response whose headers are bytes already."""
+
+    def __init__(self, body: bytes, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """headers: with names in lower case, and without Content-Length."""
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
 
 
 def data_response(data: ResponseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

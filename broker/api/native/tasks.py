@@ -21,12 +21,14 @@ from broker.api.http.identity import idempotency_key, retry_count
 from broker.api.http.pagination import cursor_of, split_page
 from broker.api.http.request_body import MAX_JSON_BYTES, media_type_of, read_form, read_json_object
 from broker.api.http.responses import (
+    JSON_HEADERS,
     POLL_SECONDS,
     CachedResponse,
+    EncodedResponse,
     data_document,
     data_response,
+    encode_text,
     json_response,
-    json_text_response,
     requested_language,
     to_json_text,
     warning_headers,
@@ -120,14 +122,16 @@ class TaskRoutes:
         first, batch = created.tasks[0].id, created.tasks[0].batch
         # `OrderAccepted`, written out: to build the model and dump it took a tenth of an order
         ids = '","'.join([task.id for task in created.tasks])
-        message = self.messages.get("processing", language)
-        body = (
-            f'{{"success":true,"taskId":"{first}","status":"processing","message":{to_json_text(message)},'
-            f'"pollUrl":"/api/task/{first}","taskIds":["{ids}"],"batchId":"{batch}","batchUrl":"/api/batch/{batch}",'
-            f'"ignored":{to_json_text(ignored)},{_plan_json(plan.warnings, plan.quote)}}}'
+        message, plan_members, headers = _shared_parts(
+            self.messages.get("processing", language), plan.warnings, plan.quote
         )
-        headers = {"location": f"/api/task/{first}", "retry-after": POLL_SECONDS, **warning_headers(plan.warnings)}
-        return json_text_response(body, 202, headers)
+        body = (
+            f'{{"success":true,"taskId":"{first}","status":"processing","message":{message},'
+            f'"pollUrl":"/api/task/{first}","taskIds":["{ids}"],"batchId":"{batch}","batchUrl":"/api/batch/{batch}",'
+            f'"ignored":{to_json_text(ignored) if ignored else "[]"},{plan_members}}}'
+        )
+        location = (b"location", f"/api/task/{first}".encode())
+        return EncodedResponse(encode_text(body), 202, (*JSON_HEADERS, location, *headers))
 
     async def retry_task(self, request: Request) -> Response:
         """Retry a failed task as a new one.
@@ -297,10 +301,14 @@ class TaskRoutes:
 
 
 @lru_cache(maxsize=256)  # there are few prices
-def _plan_json(warnings: tuple[str, ...], quote: Quote) -> str:
-    """Return the members of `OrderAccepted` that many orders share."""
+def _shared_parts(
+    message: str, warnings: tuple[str, ...], quote: Quote
+) -> tuple[str, str, tuple[tuple[bytes, bytes], ...]]:
+    """Return what many answers to orders share: the message, the last members of `OrderAccepted`, and headers."""
     estimate = CostEstimate.from_object(quote).to_document()
-    return f'"warnings":{to_json_text(list(warnings))},"estimate":{to_json_text(estimate)}'
+    members = f'"warnings":{to_json_text(list(warnings))},"estimate":{to_json_text(estimate)}'
+    headers = {"retry-after": POLL_SECONDS, **warning_headers(warnings)}
+    return to_json_text(message), members, tuple((name.encode(), value.encode()) for name, value in headers.items())
 
 
 def _batch_status(counts: Counter[str]) -> str:

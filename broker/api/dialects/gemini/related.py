@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from broker.api.http.request_body import BoundedRequest, media_type_of, parse_json, validation_error
+from broker.api.http.request_body import media_type_of, parse_json, read_body, validation_error
 from broker.errors import ApiError
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,7 +23,7 @@ async def read_related(request: Request, max_bytes: int, model: type[M]) -> tupl
     boundary = options.get(b"boundary")
     if not boundary:
         raise ApiError("invalid_request", "The body has no boundary: let your client set Content-Type.")
-    first, second = split_parts(await BoundedRequest(request, max_bytes).body(), boundary)
+    first, second = split_parts(await read_body(request, max_bytes), boundary)
     try:
         return model.model_validate(parse_json(bytes(first))), _pieces(second)
     except ValidationError as error:
