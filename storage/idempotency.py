@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from storage.sql.database import Database, Statement
@@ -92,7 +92,7 @@ class IdempotencyRecords:
     def claim(self, claimed: IdempotencyRecord) -> Statement:
         """Bind the record to its batch, inserting it if needed; `Stale` if it is bound to a batch already."""
         unbound = "ON CONFLICT (caller, key) DO UPDATE SET batch = excluded.batch WHERE idempotency.batch = ''"
-        return replace(insert_row("idempotency", claimed, unbound), must_change=True)
+        return insert_row("idempotency", claimed, unbound)._replace(must_change=True)
 
     async def mark_answered(self, answered: IdempotencyRecord, now: float) -> None:
         """Record that a client received the answer of this sender, unless another one has taken it over."""

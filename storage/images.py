@@ -6,7 +6,7 @@ A thumbnail belongs to the owner of its image and has its position; it is delete
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.ids import owner_key
@@ -93,7 +93,7 @@ class Images:
         statement = insert_row(
             "images", image, "ON CONFLICT (owner, kind, position) DO NOTHING", computed={"caller": caller}
         )
-        return replace(statement, params={**statement.params, "task": value})
+        return statement._replace(params={**statement.params, "task": value})
 
     def insert_link(self, image: StoredImage) -> Statement:
         """Insert an image whose bytes belong to another one, which is why they are not counted again."""

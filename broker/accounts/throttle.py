@@ -24,7 +24,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from broker.clock import Clock
@@ -186,7 +186,7 @@ class LoginThrottle:
         success = self.counts.take_one(admission.rule.successes, RIGHT_PASSWORDS_PER_ACCOUNT, self.clock.now())
         return [
             self.counts.delete_key(admission.rule.series),
-            replace(success, must_change=False),  # what several took at once is missing later
+            success._replace(must_change=False),  # what several took at once is missing later
             *(self.counts.give_back(key, allowance) for key, allowance in given_back.items()),
         ]
 

@@ -87,7 +87,7 @@ class ApiKeys:
     def insert_key(self, key: ApiKey) -> Statement:
         """Insert a key; `Stale` if its user, or no user, has one of this name."""
         statement = insert_row("api_keys", key, "ON CONFLICT DO NOTHING")
-        return Statement(sql=statement.sql, params=statement.params, must_change=True)
+        return statement._replace(must_change=True)
 
     def check_user(self, user_id: str, *, limit: int) -> list[Statement]:
         """Raise `Stale` if a user does not exist, or has `limit` keys. For the transaction that inserts one more."""

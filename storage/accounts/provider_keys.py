@@ -106,7 +106,7 @@ class ProviderKeys:
         statement = insert_row(
             "provider_keys", key, "ON CONFLICT (owner, provider) WHERE retired_at IS NULL DO NOTHING"
         )
-        return Statement(sql=statement.sql, params=statement.params, must_change=True)
+        return statement._replace(must_change=True)
 
     def retire_key(self, key: ProviderKey, now: float) -> list[Statement]:
         """Submit nothing more with a key, and delete it if no job needs it; `Stale` if it is not active.

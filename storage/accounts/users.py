@@ -67,7 +67,7 @@ class Users:
     def insert_user(self, user: User) -> Statement:
         """Insert a user unless the name is taken; then `Stale`."""
         statement = insert_row("users", user, "ON CONFLICT (name_key) DO NOTHING")
-        return Statement(sql=statement.sql, params=statement.params, must_change=True)
+        return statement._replace(must_change=True)
 
     async def count_admins(self) -> int:
         """Return the number of admins who can log in."""

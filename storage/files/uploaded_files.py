@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from storage.sql.database import Database, Statement
@@ -80,7 +80,7 @@ class UploadedFiles:
 
     def insert_file(self, file: UploadedFile) -> Statement:
         """Insert the file; `Stale` if the caller has one of this id."""
-        return replace(insert_row("uploaded_files", file, "ON CONFLICT (caller, id) DO NOTHING"), must_change=True)
+        return insert_row("uploaded_files", file, "ON CONFLICT (caller, id) DO NOTHING")._replace(must_change=True)
 
     async def delete(self, file: UploadedFile) -> bool:
         """Delete the row. Return False if it was deleted before."""

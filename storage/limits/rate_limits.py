@@ -44,9 +44,8 @@ class RateLimits:
         """
         return Statement(
             sql=_add_text(limit),
-            params={"caller": caller, "now": now, "count": count},
             must_change=True,
-            row=("caller", "now", "count"),
+            row=(caller, now, count),
         )
 
     def lock_usage(self, caller: str) -> Statement:

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
 
 from storage.sql.pubsub import Subscription
 from storage.sql.row_changes import RowChanges
 
 Row = Mapping[str, Any]
 
+_NO_PARAMS: Final[Mapping[str, Any]] = {}
+
 
 class Stale(Exception):
     """A statement with `must_change` changed nothing, because the row had changed; the transaction is undone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """One SQL statement with `:name` parameters.
+class Statement(NamedTuple):
+    """One SQL statement with `:name` parameters; a tuple, which is made in a third of the time of a frozen dataclass.
 
     must_change: changing no row makes the whole transaction raise `Stale`.
     may_use_reserve: the whole transaction may use disk space that is kept for what must not be lost.
     """
 
     sql: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = _NO_PARAMS
     must_change: bool = False
     may_use_reserve: bool = False
-    row: tuple[str, ...] = ()
-    """Of an INSERT with `VALUES (:a, :b)` and no other parameters: their names, in order. Such statements of one
-    transaction do not depend on each other, so that equal ones of several can run as one."""
+    row: tuple[Any, ...] = ()
+    """Of an INSERT with `VALUES (:a, :b)` and no other parameters, in the place of `params`: their values, in order.
+    Such statements of one transaction do not depend on each other, so that equal ones of several can run as one."""
 
 
 @dataclass(frozen=True, kw_only=True)

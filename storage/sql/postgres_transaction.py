@@ -41,8 +41,12 @@ def to_postgres(sql: str) -> PostgresQuery:
 
 
 def parameter_values(query: PostgresQuery, params: Any) -> list[Any]:
+    return [_storable(params[name]) for name in query.names]
+
+
+def _storable(value: Any) -> Any:
     # Postgres stores no NUL in texts: it is replaced when written and when searched
-    return [value.replace("\0", "\ufffd") if isinstance(value := params[n], str) else value for n in query.names]
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 class PostgresTransaction:
@@ -88,7 +92,7 @@ class PostgresTransaction:
 
 async def _run_statement(connection: Connection, statement: Statement, seconds: float) -> Outcome:
     query = to_postgres(statement.sql)
-    values = parameter_values(query, statement.params)
+    values = [*map(_storable, statement.row)] if statement.row else parameter_values(query, statement.params)
     if query.has_rows:
         rows = to_dicts(await connection.fetch(query.text, *values, timeout=seconds))
         outcome = Outcome(count=len(rows), rows=rows)

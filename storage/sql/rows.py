@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from types import UnionType
 from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -45,13 +45,29 @@ def _set_text(names: tuple[str, ...]) -> str:
 def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping[str, str] | None = None) -> Statement:
     """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions."""
     kind: Any = type(row)
-    params = dict(vars(row))
-    for name in _converted(kind):
-        value = params[name]
+    if computed:
+        return Statement(_insert_text(table, kind, conflict, tuple(computed.items())), to_columns(vars(row)))
+    text, values_of, converted = _insert_form(table, kind, conflict)
+    values = [*values_of(vars(row))]
+    for position, empty in converted:
+        value = values[position]
         of: Any = type(value)
-        params[name] = _writer(of)(value)
-    text = _insert_text(table, kind, conflict, tuple((computed or {}).items()))
-    return Statement(sql=text, params=params, row=() if computed else _names(kind))
+        values[position] = empty if empty is not None and not value else _writer(of)(value)
+    return Statement(text, row=tuple(values))
+
+
+@lru_cache(maxsize=256)
+def _insert_form(
+    table: str, kind: type, conflict: str
+) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]], Sequence[tuple[int, str | int | None]]]:
+    """Return the text of an insert, what picks its values, and where these are converted, as in `_converted`."""
+    names = _names(cast("Any", kind))
+    converted = [(names.index(name), empty) for name, empty in _converted(cast("Any", kind)).items()]
+    return _insert_text(table, kind, conflict, ()), _pick(names), converted
+
+
+def _pick(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    return itemgetter(*names) if len(names) > 1 else lambda columns: (columns[names[0]],)
 
 
 @lru_cache(maxsize=256)
@@ -67,14 +83,16 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 @lru_cache
-def _converted(kind: type) -> tuple[str, ...]:
-    """Return the fields of a dataclass whose values are not always stored as they are."""
-    hints = get_type_hints(kind)
-    return tuple(
-        name
-        for name, hint in hints.items()
+def _converted(kind: type) -> dict[str, str | int | None]:
+    """Return the fields of a dataclass whose values are not always stored as they are.
+
+    With what false values of the field are stored as, or None if that depends on the value.
+    """
+    return {
+        name: 0 if hint is bool else _EMPTY.get(get_origin(hint))
+        for name, hint in get_type_hints(kind).items()
         if not _AS_IT_IS.issuperset(get_args(hint) if isinstance(hint, UnionType) else (hint,))
-    )
+    }
 
 
 class EncodedTuple(tuple[Any, ...]):
@@ -100,6 +118,7 @@ def _to_column(value: Any) -> Any:
 
 
 _AS_IT_IS: Final = frozenset((str, int, float, type(None)))
+_EMPTY: Final[Mapping[Any, str]] = {Mapping: "{}", tuple: "[]"}
 _encode_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -109,7 +128,7 @@ def _writer(kind: type) -> Callable[[Any], Any]:
     if issubclass(kind, EncodedTuple):
         return attrgetter("json")
     if issubclass(kind, Enum):
-        return attrgetter("value")
+        return attrgetter("_value_")  # `value` is a property in Python
     if issubclass(kind, Mapping):
         return lambda value: _encode_json(value) if value else "{}"
     if issubclass(kind, tuple | list):

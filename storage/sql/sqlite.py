@@ -56,6 +56,7 @@ class SqliteDatabase:
             path,
             partial(open_connection, path, WRITER_PRAGMAS),
             on_changes=self._report_changes,
+            notify=self._channels.notify,
             spends_reserve=spends_reserve,
         )
         self._integrity = IntegrityCheck(path, on_damage=self._writer.refuse)
@@ -119,7 +120,7 @@ class SqliteDatabase:
         if not statements:
             return []
         try:
-            return await self._writer.submit(statements, after_commit=partial(self._channels.notify, *wake))
+            return await self._writer.submit(statements, wake)
         except sqlite3.Error as error:
             raise storage_error(error) from error
 

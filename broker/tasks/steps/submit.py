@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
@@ -208,7 +208,7 @@ class SubmitStep:
         if decision is not None:
             # the answer to the order is stored after it, so it is no less urgent
             starting = self.limits.start_cooldown(name, key_id, decision.until, decision.reason)
-            await database.transact(replace(starting, may_use_reserve=True))
+            await database.transact(starting._replace(may_use_reserve=True))
             self.transitions.router.expire_statuses()
             if decision.reason in SET_ASIDE_REASONS:
                 record = log.info if is_own_account(name) else log.error  # only its user can repair a key of a user
@@ -221,7 +221,7 @@ class SubmitStep:
                 )
         elif failures:
             ending = self.limits.end_cooldown(name, key_id)
-            await database.transact(replace(ending, may_use_reserve=True), wake=(DUE_CHANNEL,))
+            await database.transact(ending._replace(may_use_reserve=True), wake=(DUE_CHANNEL,))
             self.transitions.router.expire_statuses()
 
 

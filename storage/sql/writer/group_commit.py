@@ -12,18 +12,17 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import compress, groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
 from storage.sql.row_changes import ChangedRows, RowRecorder
 from storage.sql.sqlite_errors import FULL_MESSAGE, is_busy, is_full
-from storage.sql.writer.equal_inserts import MIN_WRITES, insert_together, shape_of
+from storage.sql.writer.equal_inserts import MIN_WRITES, insert_together, shape_of, text_of_rows
 from storage.sql.writer.opened_files import OpenedFiles
 from storage.sql.writer.reserve import DiskReserve
 from storage.sql.writer.thread_turns import ThreadTurns
@@ -40,16 +39,15 @@ LAST_LOOK_SECONDS = 0.25
 Result: TypeAlias = list[Outcome] | Exception
 
 
-@dataclass(frozen=True, kw_only=True)
-class Write:
+class Write(NamedTuple):
     """One transaction to be written.
 
-    done: its outcomes, set in the event loop. after_commit: called in the event loop before `done` is set.
+    done: its outcomes, set in the event loop. wake: channels that are notified before `done` is set.
     """
 
     statements: Sequence[Statement]
     done: asyncio.Future[list[Outcome]]
-    after_commit: Callable[[], None]
+    wake: Sequence[str]
 
 
 class GroupCommitWriter:
@@ -57,7 +55,7 @@ class GroupCommitWriter:
 
     path: of the database. connect: opens the connection; in autocommit mode, so that transactions begin and end here.
     spends_reserve: every write may use the reserve. on_changes: called in the event loop with the rows that a group has
-    changed, before the writes of the group are done.
+    changed, before the writes of the group are done. notify: notifies channels, in the event loop.
     """
 
     def __init__(
@@ -66,10 +64,12 @@ class GroupCommitWriter:
         connect: Callable[[], sqlite3.Connection],
         *,
         on_changes: Callable[[ChangedRows], None] = lambda _: None,
+        notify: Callable[..., None] = lambda *_: None,
         spends_reserve: bool = False,
     ) -> None:
         self._connect = connect
         self._on_changes = on_changes
+        self._notify = notify
         self.recorder = RowRecorder()
         self._files = OpenedFiles(())
         self._refusal: StorageError | None = None
@@ -102,14 +102,15 @@ class GroupCommitWriter:
             raise self._refusal
         self._files.check()
 
-    def submit(
-        self, statements: Sequence[Statement], after_commit: Callable[[], None]
-    ) -> asyncio.Future[list[Outcome]]:
-        """Hand in a transaction. The write goes on when the caller stops waiting, and cancels the future."""
+    def submit(self, statements: Sequence[Statement], wake: Sequence[str] = ()) -> asyncio.Future[list[Outcome]]:
+        """Hand in a transaction. The write goes on when the caller stops waiting, and cancels the future.
+
+        wake: channels to be notified after the commit.
+        """
         done: asyncio.Future[list[Outcome]] = self._loop.create_future()
         if not self._submitted:  # one wake-up of the thread for all writes of one turn of the loop
             self._loop.call_soon(self._hand_over)
-        self._submitted.append(Write(statements=statements, done=done, after_commit=after_commit))
+        self._submitted.append(Write(statements, done, wake))
         if not self._unfinished:
             self.turns.begin(self._loop)
         self._unfinished += 1
@@ -118,7 +119,7 @@ class GroupCommitWriter:
     async def flush(self) -> None:
         """Wait until all that was handed in so far is written or has failed."""
         if self._unfinished:
-            await asyncio.wait({self.submit((), lambda: None)})  # the last one in the queue
+            await asyncio.wait({self.submit(())})  # the last one in the queue
 
     async def close(self) -> None:
         """Write all that was handed in, then end the thread."""
@@ -254,13 +255,13 @@ class GroupCommitWriter:
         if group and not self._unfinished:
             self.turns.end()
         for write, result in zip(group, results, strict=True):
-            if not isinstance(result, Exception):
-                write.after_commit()
-            if write.done.cancelled():
-                continue
             if isinstance(result, Exception):
-                write.done.set_exception(result)
-            else:
+                if not write.done.cancelled():
+                    write.done.set_exception(result)
+                continue
+            if write.wake:
+                self._notify(*write.wake)
+            if not write.done.cancelled():
                 write.done.set_result(result)
 
 
@@ -324,6 +325,7 @@ def _run_write(connection: sqlite3.Connection, write: Write) -> Result:
 
 
 def _run_statement(connection: sqlite3.Connection, statement: Statement) -> Outcome:
-    cursor = connection.execute(statement.sql, statement.params)
+    text, params = (text_of_rows(statement.sql, 1), statement.row) if statement.row else statement[:2]
+    cursor = connection.execute(text, params)
     rows = to_dicts(cursor.fetchall()) if cursor.description else ()
     return Outcome(count=len(rows) if cursor.description else cursor.rowcount, rows=rows)

@@ -29,6 +29,7 @@ from tests.benchmarks.engines.company import new_task
 from tests.benchmarks.engines.lives import Counts, Upstream, live
 from tests.benchmarks.engines.measuring import Child, interleaved, per_second, say, table
 from tests.support.servers.postgres import Postgres, running
+from tests.support.statements import named_params
 
 STORED: Final = 20_000
 POOL: Final = 10
@@ -185,7 +186,7 @@ async def creates(url: str, seconds: float) -> list[list[str]]:
 
         async def bare() -> int:
             statement = tasks.insert_task(new_task())
-            await raw.run(statement.sql, dict(statement.params))
+            await raw.run(statement.sql, named_params(statement))
             return 1
 
         for creators in CREATORS:

@@ -64,10 +64,7 @@ async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupC
 
 
 def submit_numbers(writer: GroupCommitWriter, numbers: range) -> list[asyncio.Future[list[Outcome]]]:
-    return [
-        writer.submit([Statement(sql="INSERT INTO t VALUES (:n)", params={"n": n})], after_commit=lambda: None)
-        for n in numbers
-    ]
+    return [writer.submit([Statement(sql="INSERT INTO t VALUES (:n)", params={"n": n})]) for n in numbers]
 
 
 async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
@@ -149,7 +146,7 @@ async def test_commit_into_a_file_removed_meanwhile_is_not_acknowledged(tmp_path
     await writer.open()
     try:
         with pytest.raises(DatabaseReplaced):
-            await writer.submit([Statement(sql="SELECT remove()")], after_commit=lambda: None)
+            await writer.submit([Statement(sql="SELECT remove()")])
     finally:
         await writer.close()
 
@@ -158,12 +155,12 @@ async def test_refused_writes_copy_no_log_into_the_file_that_came_back(tmp_path:
     """It may be a backup that was copied over the database: pages of the log before would damage it."""
     path = tmp_path / "b.db"
     async with traced_writer(path) as (writer, seen):
-        await writer.submit([Statement(sql="INSERT INTO t VALUES (1)")], lambda: None)
+        await writer.submit([Statement(sql="INSERT INTO t VALUES (1)")])
         (tmp_path / "b.db-wal").unlink()
         before, insert = path.read_bytes(), Statement(sql="INSERT INTO t VALUES (2)")
         for _ in range(2):
             with pytest.raises(DatabaseReplaced):
-                await writer.submit([insert] * CHECKPOINT_STATEMENTS, lambda: None)
+                await writer.submit([insert] * CHECKPOINT_STATEMENTS)
         assert path.read_bytes() == before
         assert not any("checkpoint" in sql for sql in seen)
 

@@ -44,6 +44,7 @@ from storage.task_queue import TaskQueue
 from storage.task_retention import TaskRetention
 from storage.tasks import Lease, Task, Tasks
 from tests.contracts.databases import DATABASES
+from tests.support.statements import named_params
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +73,7 @@ class Recorder:
         return (await self.transact(Statement(sql=sql, params=params)))[0].count
 
     async def transact(self, *statements: Statement, wake: Sequence[str] = ()) -> list[Outcome]:
-        self.seen.extend((s.sql, s.params) for s in statements)
+        self.seen.extend((one.sql, named_params(one)) for one in statements)
         return await self.inner.transact(*statements, wake=wake)
 
 
