@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STORE_AND_LIST_CALLS = """
 import asyncio, sys
 from pathlib import Path
@@ -20,17 +22,28 @@ def note(event, args):
 
 async def main():
     blobs = LocalBlobs(Path(PREFIX))
-    await blobs.new_draft("first_01").store(b"x")
+    first, second = sys.argv[2:]
+    await blobs.new_draft(first).store(b"x")
     sys.addaudithook(note)
-    await blobs.new_draft("task_1_01").store(b"x")
+    await blobs.new_draft(second).store(b"x")
     print(*calls)
 
 asyncio.run(main())
 """
 
 
-def test_small_image_needs_no_call_that_changes_nothing(tmp_path: Path) -> None:
-    """Its owner gets a folder, and the draft a name in it; opened are both, and the folder above."""
-    command = [sys.executable, "-c", STORE_AND_LIST_CALLS, str(tmp_path)]
+@pytest.mark.parametrize(
+    ("first", "second", "calls"),
+    [
+        ("first_01", "task_1_01", ["os.mkdir", "open", "open", "os.rename", "open"]),
+        (f"task_0190ab12345{'0' * 32}", f"task_0190ab12fff{'1' * 32}", ["open", "os.rename"]),
+    ],
+    ids=["own folder", "shared folder"],
+)
+def test_small_image_needs_no_call_that_changes_nothing(
+    tmp_path: Path, first: str, second: str, calls: list[str]
+) -> None:
+    """The draft is opened and gets its name. An owner without a shared folder gets one, which is opened and synced."""
+    command = [sys.executable, "-c", STORE_AND_LIST_CALLS, str(tmp_path), first, second]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["os.mkdir", "open", "open", "os.rename", "open"]
+    assert done.stdout.split() == calls

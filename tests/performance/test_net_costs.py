@@ -50,6 +50,10 @@ class SyncCountingBlobs(LocalBlobs):
         self.syncs += 1
         super().sync(descriptor)
 
+    def write_durably(self, descriptor: int, data: bytes) -> None:
+        self.syncs += 1
+        super().write_durably(descriptor, data)
+
 
 async def keep_answering(visit: Visit) -> None:
     """Answer every request of a connection with a small image."""
@@ -141,20 +145,23 @@ async def test_downloads_from_many_hosts_keep_a_limited_number_of_connections() 
 
 
 @pytest.mark.anyio
-async def test_small_image_costs_one_thread_hop_and_three_syncs(tmp_path: Path) -> None:
-    """The file, its folder and the shard that names the folder; the root once per shard."""
+@pytest.mark.parametrize(
+    ("owner", "syncs"), [("task_{}_01", 30), ("task_0190ab12345{:032x}", 20)], ids=["own folder", "shared folder"]
+)
+async def test_small_image_costs_one_thread_hop_and_few_syncs(tmp_path: Path, owner: str, syncs: int) -> None:
+    """The file and its folder, which is synced once if it is shared; the root once per outer folder."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield PNG
 
     hops, blobs = count_hops(asyncio.get_running_loop()), SyncCountingBlobs(tmp_path)
     intake = Intake(blobs, max_pixels=10**6, max_decode_bytes=MB)
-    await intake.from_stream("first_01", chunks(), max_bytes=MB)
+    await intake.from_stream(owner.format(100), chunks(), max_bytes=MB)
     hops.clear()
     blobs.syncs = 0
     for number in range(10):
-        await intake.from_stream(f"task_{number}_01", chunks(), max_bytes=MB)
-    assert (len(hops), blobs.syncs) == (10, 30)
+        await intake.from_stream(owner.format(number), chunks(), max_bytes=MB)
+    assert (len(hops), blobs.syncs) == (10, syncs)
 
 
 @pytest.mark.anyio

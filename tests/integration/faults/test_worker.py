@@ -202,7 +202,7 @@ async def test_sweep_of_most_files_is_refused(tmp_path: Path) -> None:
 
 
 def _age(folder: Path, seconds: float) -> None:
-    for path in (folder / "blobs").glob("*/*"):
+    for path in (folder / "blobs").glob("*/*/*"):
         os.utime(path, (time.time() - seconds,) * 2)
 
 

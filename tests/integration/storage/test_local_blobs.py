@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.blobs.local import LocalBlobs, remove_folder
+from storage.blobs.folders import MAX_OPEN_FOLDERS, BlobFolders
+from storage.blobs.local import LocalBlobs
 from storage.blobs.staging import HashingFile
 from storage.blobs.store import BlobMissing
 from storage.errors import StorageError, StorageFull
@@ -28,6 +29,11 @@ from storage.file_modes import PRIVATE_UMASK
 from tests.support.process import until
 
 pytestmark = pytest.mark.anyio
+
+MOMENT = "0190ab12345"
+TIMED = [f"task_{MOMENT}{number:032x}" for number in range(3)]
+"""Owners of the same millisecond, which share a folder."""
+OWNERS = pytest.mark.parametrize("owner", ["task_1", TIMED[0]])
 
 
 @pytest.fixture
@@ -154,6 +160,10 @@ class Failing(LocalBlobs):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         super().sync(descriptor)
 
+    def write_durably(self, descriptor: int, data: bytes) -> None:
+        self.sync(descriptor)
+        super().write_durably(descriptor, data)
+
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
 async def test_failed_sync_fails_the_commit(tmp_path: Path, fails_at: int) -> None:
@@ -173,17 +183,18 @@ async def test_failed_sync_fails_the_commit(tmp_path: Path, fails_at: int) -> No
     assert blob.size == 1
 
 
+@OWNERS
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
-async def test_failed_sync_fails_bytes_in_memory(tmp_path: Path, fails_at: int) -> None:
+async def test_failed_sync_fails_bytes_in_memory(tmp_path: Path, fails_at: int, owner: str) -> None:
     blobs = Failing(tmp_path)
     blobs.fails_at = fails_at
     before = descriptors()
     with pytest.raises(StorageError, match="the disk is failing"):
-        await blobs.new_draft("task_1").store(b"x")
+        await blobs.new_draft(owner).store(b"x")
     assert [path.name for path in files(tmp_path) if path.name.startswith(".")] == []
     assert descriptors() == before
-    blob = await blobs.new_draft("task_1").store(b"x")
-    assert [path.name for path in files(tmp_path)] == [blob.sha256]
+    blob = await blobs.new_draft(owner).store(b"x")
+    assert [path.name for path in files(tmp_path)] == [f"{owner}.{blob.sha256}"]
 
 
 async def test_failed_check_leaves_nothing(tmp_path: Path) -> None:
@@ -202,9 +213,13 @@ class Recording(LocalBlobs):
         super().__init__(root)
         self.synced: list[tuple[str, bool]] = []
 
+    def write_durably(self, descriptor: int, data: bytes) -> None:
+        super().write_durably(descriptor, data)
+        self.sync(descriptor)
+
     def sync(self, descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        named = any(len(path.name) == 64 for path in files(self.root))
+        named = any(len(path.suffix) == 65 for path in files(self.root))
         self.synced.append((path.relative_to(self.root).parts[0] if path != self.root else "root", named))
         self.lengths = [path.stat().st_size for path in files(self.root)]
         super().sync(descriptor)
@@ -228,8 +243,45 @@ async def test_bytes_in_memory_are_synced_before_they_have_their_name(tmp_path: 
     assert blobs.lengths == [10]
 
 
-async def test_root_is_synced_once_per_shard_and_again_for_a_new_one(tmp_path: Path) -> None:
-    """A shard that has a durable name keeps it; one that was deleted by hand is a new one."""
+async def test_shared_folder_gets_a_durable_name_once(tmp_path: Path) -> None:
+    """Later blobs need their bytes and their own name synced, nothing above it; also those of large drafts."""
+    blobs, outer = Recording(tmp_path), "task_0190ab"
+    await blobs.new_draft(TIMED[0]).store(b"x")
+    assert blobs.synced == [(outer, False), (outer, True), (outer, True), ("root", True)]
+    blobs.synced.clear()
+    await blobs.new_draft(TIMED[1]).store(b"x")
+    assert [place for place, _ in blobs.synced] == [outer, outer]
+    blobs.synced.clear()
+    async with blobs.new_draft(TIMED[2]) as draft:
+        await draft.write(b"x")
+        await draft.commit()
+    assert [place for place, _ in blobs.synced] == [".drafts", outer]
+
+
+async def test_shared_folder_that_was_deleted_gets_a_durable_name_again(tmp_path: Path) -> None:
+    """It is still open in the process that used it."""
+    blobs, other = Recording(tmp_path), LocalBlobs(tmp_path)
+    await blobs.new_draft(TIMED[0]).store(b"x")
+    assert await other.delete(TIMED[0]) == 1
+    assert not (tmp_path / "task_0190ab").exists()
+    blobs.synced.clear()
+    blob = await blobs.new_draft(TIMED[1]).store(b"x")
+    assert [place for place, _ in blobs.synced] == ["task_0190ab", "task_0190ab", "task_0190ab", "root"]
+    assert [path.name for path in files(tmp_path)] == [blob.name.replace("/", ".")]
+
+
+async def test_few_folders_stay_open(tmp_path: Path) -> None:
+    blobs, before = LocalBlobs(tmp_path), descriptors()
+    for number in range(MAX_OPEN_FOLDERS + 10):
+        await blobs.new_draft(f"task_0190ab{number:02x}{'0' * 35}").store(b"x")
+    await blobs.new_draft("task_1").store(b"x")
+    assert descriptors() == before + MAX_OPEN_FOLDERS
+    del blobs
+    assert descriptors() == before
+
+
+async def test_root_is_synced_once_per_outer_folder_and_again_for_a_new_one(tmp_path: Path) -> None:
+    """An outer folder that has a durable name keeps it; one that was deleted by hand is a new one."""
     blobs = Recording(tmp_path)
     for owner, syncs in (("task_1", 1), ("another_1", 1), ("task_2", 2)):
         await blobs.new_draft(owner).store(b"x")
@@ -296,21 +348,22 @@ async def test_commit_of_a_deleted_draft_is_an_error(blobs: LocalBlobs) -> None:
     assert files(blobs.root) == []
 
 
-def test_folder_deleted_while_a_blob_is_placed_is_created_again(tmp_path: Path) -> None:
+@OWNERS
+def test_folder_deleted_while_a_blob_is_placed_is_created_again(tmp_path: Path, owner: str) -> None:
     """Between any two system calls; without the syncs, which would make the moment rare."""
 
     class Unsynced(LocalBlobs):
         def sync(self, descriptor: int) -> None:
             pass
 
-    blobs, folder = Unsynced(tmp_path), tmp_path / "_1" / "task_1"
+    blobs, folders = Unsynced(tmp_path), BlobFolders(tmp_path, os.fsync, group_read=False)
     names = [f"{number:064}" for number in range(600)]
     for name in names:
         (tmp_path / name).touch()
 
     def place() -> None:
         for name in names:
-            blobs.place(tmp_path / name, "task_1", name)
+            blobs.place(tmp_path / name, owner, name)
 
     with ThreadPoolExecutor(4) as threads:
         placing = threads.submit(place)
@@ -318,20 +371,51 @@ def test_folder_deleted_while_a_blob_is_placed_is_created_again(tmp_path: Path) 
         def remove() -> int:
             removed = 0
             while not placing.done():
-                removed += remove_folder(folder)
+                removed += folders.remove([owner])
             return removed
 
         removers = [threads.submit(remove) for _ in range(3)]
         placing.result()
-    left = remove_folder(folder)
+    left = folders.remove([owner])
     assert sum(remover.result() for remover in removers) + left == len(names)
 
 
-async def test_deleted_owner_leaves_no_folder(blobs: LocalBlobs) -> None:
-    async with blobs.new_draft("task_1") as draft:
+@OWNERS
+async def test_deleted_owner_leaves_no_folder(blobs: LocalBlobs, owner: str) -> None:
+    async with blobs.new_draft(owner) as draft:
         await draft.commit()
-    assert await blobs.delete("task_1") == 1
-    assert not list(blobs.root.rglob("task_1"))
+    assert await blobs.delete(owner) == 1
+    assert not list(blobs.root.rglob("task_*"))
+
+
+async def test_owners_of_a_shared_folder_are_deleted_without_the_others(blobs: LocalBlobs) -> None:
+    kept = [await blobs.new_draft(owner).store(b"x") for owner in [*TIMED, "task_1"]]
+    await blobs.delete_of_owners([TIMED[0], TIMED[2], "task_2"])
+    assert [path.name for path in files(blobs.root)] == [kept[3].name.replace("/", "."), kept[1].name.replace("/", ".")]
+    assert sorted(await blobs.list_owners(0)) == [TIMED[1], "task_1"]
+    await blobs.delete_of_owners([TIMED[1], "task_1"])
+    assert sorted(path.name for path in blobs.root.iterdir()) == [".drafts", "_1"]
+
+
+async def test_newest_file_of_an_owner_counts(blobs: LocalBlobs) -> None:
+    """Also beside old files of others in the same folder."""
+    old = [await blobs.new_draft(owner).store(data) for owner, data in zip(TIMED, (b"x", b"y", b"z"), strict=True)]
+    for path in files(blobs.root):
+        os.utime(path, (0, 0))
+    await blobs.new_draft(TIMED[1]).store(b"new")
+    assert sorted(await blobs.list_owners(3600)) == [TIMED[0], TIMED[2]]
+    assert await blobs.list_owners(0, since=3600) == [TIMED[1]]
+    assert len(old) == 3
+
+
+async def test_draft_of_a_dead_writer_is_found_by_its_owner(blobs: LocalBlobs) -> None:
+    """It is deleted as what has no row."""
+    await blobs.new_draft(TIMED[0]).store(b"x")
+    (path,) = files(blobs.root)
+    path.with_name(f".{TIMED[1]}.1f").write_bytes(b"half")
+    assert sorted(await blobs.list_owners(0)) == TIMED[:2]
+    assert await blobs.delete(TIMED[1]) == 1
+    assert files(blobs.root) == [path]
 
 
 async def test_bytes_in_memory_survive_a_delete_of_their_owner_at_the_same_time(tmp_path: Path) -> None:
@@ -348,12 +432,12 @@ async def test_bytes_in_memory_survive_a_delete_of_their_owner_at_the_same_time(
 
     blobs = Deleting(tmp_path)
     blob = await blobs.new_draft("task_1").store(b"x" * 10)
-    assert [(path.name, path.stat().st_size) for path in files(tmp_path)] == [(blob.sha256, 10)]
+    assert [(path.name, path.stat().st_size) for path in files(tmp_path)] == [(f"task_1.{blob.sha256}", 10)]
 
 
 async def test_draft_of_a_dead_writer_in_a_folder_of_an_owner_is_deleted_with_it(blobs: LocalBlobs) -> None:
     (blobs.root / "_1" / "task_1").mkdir(parents=True)
-    (blobs.root / "_1" / "task_1" / ".0123456789abcdef").write_bytes(b"x")
+    (blobs.root / "_1" / "task_1" / ".task_1.0123456789abcdef").write_bytes(b"x")
     await blobs.new_draft("task_1").store(b"x")
     assert await blobs.delete("task_1") == 2
     assert files(blobs.root) == []
@@ -483,6 +567,10 @@ class ModesWhenSynced(LocalBlobs):
         self.synced += modes(descriptor)
         super().sync(descriptor)
 
+    def write_durably(self, descriptor: int, data: bytes) -> None:
+        self.synced += modes(descriptor)
+        super().write_durably(descriptor, data)
+
 
 @pytest.mark.parametrize(
     ("group_read", "expected"), [(False, ["600", "700", "700", "700"]), (True, ["640", "750", "750", "750"])]
@@ -495,7 +583,7 @@ async def test_group_reads_blobs_only_if_it_may(
     async with blobs.new_draft("task_1") as draft:
         assert modes(draft.path) == ["600"]
         blob = await draft.commit()
-    place = blobs.root / "_1" / blob.name
+    place = blobs.root / "_1" / "task_1" / f"task_1.{blob.sha256}"
     assert modes(place, place.parent, place.parent.parent, blobs.root) == expected
     assert blobs.synced == expected
     assert modes(blobs.root / ".drafts") == ["700"]
@@ -504,7 +592,7 @@ async def test_group_reads_blobs_only_if_it_may(
 async def test_group_reads_bytes_that_were_in_memory(tmp_path: Path, _private_umask: None) -> None:
     blobs = ModesWhenSynced(tmp_path / "blobs", group_read=True)
     blob = await blobs.new_draft("task_1").store(b"x")
-    place = blobs.root / "_1" / blob.name
+    place = blobs.root / "_1" / "task_1" / f"task_1.{blob.sha256}"
     assert modes(place, place.parent, place.parent.parent, blobs.root) == ["640", "750", "750", "750"]
     assert blobs.synced == ["640", "750", "750", "750"]
 
