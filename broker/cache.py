@@ -25,8 +25,9 @@ class TtlCache(Generic[T]):
         self._loaded: tuple[T, float] | None = None
 
     async def get(self) -> T:
-        if self._loaded is not None and self.expires_in > 0:  # without the lock, which costs more than the rest
-            return self._loaded[0]
+        loaded = self._loaded
+        if loaded is not None and loaded[1] + self._seconds > self._clock.monotonic():  # without the lock
+            return loaded[0]
         async with self._loading:
             if self._loaded is None or self.expires_in <= 0:
                 self._loaded = await self._load(), self._clock.monotonic()

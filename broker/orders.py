@@ -283,3 +283,7 @@ class Plan:
     warnings: tuple[str, ...]
     ignored: tuple[str, ...]
     """Fields, as the native API spells them, that the first candidate cannot use."""
+    roles: tuple[tuple[str, str], ...] = field(repr=False)
+    """Provider and role of each route, for the metric of routes."""
+    columns: Mapping[str, Any] = field(repr=False)
+    """Of the order's tasks: those that orders with other prompts have in common with it."""

@@ -96,63 +96,62 @@ class OrderWriting:
         return OrderNeeds.from_quotes(self.quotes, sum(counted_bytes(image.size) for image in self.references))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskBase:
-    """What the tasks of a request have in common."""
-
-    caller: str
-    batch: str
-    created_at: float
-    due_at: float
-    deadline_at: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskShares:
-    """What each task of an order reserves, as in `Task`."""
-
-    reserved: int | None
-    owner_images: int | None
-    owner_micros: int | None
+def base_columns(caller: str, batch: str, *, created_at: float, deadline_at: float, is_held: bool) -> Mapping[str, Any]:
+    """Return the columns that all tasks of a request have in common. is_held: as in `Task`."""
+    return {
+        "caller": caller,
+        "batch": batch,
+        "created_at": created_at,
+        "updated_at": created_at,
+        "entered_at": created_at,
+        "due_at": deadline_at + 1.0 if is_held else created_at,
+        "deadline_at": deadline_at,
+    }
 
 
 def build_tasks(
     orders: Sequence[PlannedOrder],
     references: Sequence[Sequence[StoredImage]],
-    *,
-    base: TaskBase,
-    shares_of_task: Callable[[Quote], TaskShares],
+    base: Mapping[str, Any],
+    shares_of_task: Callable[[Quote], Mapping[str, Any]],
 ) -> tuple[Task, ...]:
-    """Return the tasks of orders, in order. references: of each order. shares_of_task: its reservations."""
-    ids = iter(sorted(new_task_id() for order in orders for _ in range(order.request.count)))  # the order of reading
-    return tuple(
-        _build_task(next(ids), order, images, base, shares_of_task(order.plan.quote))
-        for order, images in zip(orders, references, strict=True)
-        for _ in range(order.request.count)
-    )
+    """Return the tasks of orders, in order. references: of each order.
+
+    base: as in `base_columns`. shares_of_task: the columns of its reservations.
+    """
+    ids = iter(sorted([new_task_id() for order in orders for _ in range(order.request.count)]))  # the order of reading
+    tasks: list[Task] = []
+    for order, images in zip(orders, references, strict=True):
+        request, plan = order.request, order.plan
+        columns = {
+            **base,
+            **plan.columns,
+            **shares_of_task(plan.quote),
+            "prompt": plan.order.params.prompt,
+            "references": tuple(map(reference_columns, images)),
+            "origin": request.origin,
+            "callback_url": request.callback_url,
+        }
+        for _ in range(request.count):
+            columns["id"] = next(ids)
+            tasks.append(new_row(Task, columns))
+    return tuple(tasks)
 
 
-def _build_task(
-    task_id: str, planned: PlannedOrder, references: Sequence[StoredImage], base: TaskBase, shares: TaskShares
-) -> Task:
-    request, plan, order = planned.request, planned.plan, planned.plan.order
+def plan_columns(
+    request: OrderRequest, order: Order, candidates: tuple[str, ...], routes: tuple[Route, ...]
+) -> Mapping[str, Any]:
+    """Return the columns of tasks that depend on the plan of a request alone: all but the prompt."""
     columns = {
-        **vars(base),
-        **vars(shares),
-        **account_columns(plan.candidates, plan.routes),
+        **account_columns(candidates, routes),
         **order.params.to_columns(),
-        "id": task_id,
         "requested_provider": request.provider,
         "priority": PRIORITIES.index(request.priority),
         "mode": order.mode,
-        "references": tuple(map(reference_columns, references)),
-        "turns": tuple([turn.to_column() for turn in order.turns]),
-        "origin": request.origin,
-        "callback_url": request.callback_url,
-        "updated_at": base.created_at,
-        "entered_at": base.created_at,
+        "turns": encode_once([turn.to_column() for turn in order.turns]),
     }
-    return new_row(Task, columns)
+    del columns["prompt"]
+    return columns
 
 
 @lru_cache(maxsize=1024)

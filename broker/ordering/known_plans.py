@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Final
 
 from broker.orders import OrderRequest, Plan
@@ -28,8 +27,8 @@ class KnownPlan:
     plan: Plan
     limits: LimitState
     """Pauses and cooldowns, which order the routes."""
-    on: date
-    """The day of its warnings."""
+    on: int
+    """The UTC day of its warnings, counted from the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class KnownPlans:
 
     _plans: dict[Hashable, KnownPlan] = field(default_factory=dict)
 
-    def find(self, shape: Hashable, request: OrderRequest, limits: LimitState, on: date) -> Plan | None:
+    def find(self, shape: Hashable, request: OrderRequest, limits: LimitState, on: int) -> Plan | None:
         """Return the plan of a request; None if none is known. The prompt is not looked at."""
         known = self._plans.get(shape)
         if known is None or known.limits is not limits or known.on != on:

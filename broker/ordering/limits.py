@@ -7,11 +7,12 @@ counts anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from broker.ordering.budgets import DailyBudget
-from broker.ordering.drafts import OrderWriting, TaskShares
+from broker.ordering.drafts import OrderWriting
 from broker.ordering.quotas import OrderNeeds, OwnerQuotas
 from broker.ordering.rate_limit import RateLimiter
 from broker.orders import Quote
@@ -46,9 +47,9 @@ class OrderLimits:
         await self.quotas.check_order(caller, needs or OrderNeeds.from_quotes(quotes, 0), at=at)
         await self.budget.check(caller, *quotes, at=at)
 
-    async def check_possible(self, quotes: Sequence[Quote]) -> None:
+    def check_possible(self, quotes: Sequence[Quote]) -> None:
         """Raise `ApiError` for an order that never fits, by what `reserve_order` does not see. Reads nothing."""
-        self.limiter.check_count(sum(quote.count for quote in quotes))
+        self.limiter.check_count(sum([quote.count for quote in quotes]))
         self.budget.check_priced(quotes)
 
     async def reserve_order(self, writing: OrderWriting) -> list[Statement]:
@@ -62,7 +63,7 @@ class OrderLimits:
             statements += await self.quotas.reserve_order(first.caller, writing.needs, first.created_at)
         return statements + self.budget.reserve(writing.quotes, first.created_at)
 
-    def shares_of_task(self, caller: str, quote: Quote) -> TaskShares:
-        """Return what each task of an order reserves."""
+    def shares_of_task(self, caller: str, quote: Quote) -> Mapping[str, Any]:
+        """Return the columns of each task of an order that say what it reserves."""
         images, micros = self.quotas.shares_of_task(caller, quote)
-        return TaskShares(reserved=self.budget.share_of_task(quote), owner_images=images, owner_micros=micros)
+        return {"reserved": self.budget.share_of_task(quote), "owner_images": images, "owner_micros": micros}

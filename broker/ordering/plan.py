@@ -15,12 +15,14 @@ from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
 from broker.ordering.appraisals import Appraiser, PriceTable
+from broker.ordering.drafts import plan_columns
 from broker.ordering.known_plans import KnownPlan, KnownPlans, shape_of
 from broker.ordering.routing import OrderRouter
-from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan
+from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan, Route
 from broker.providers.base import Provider
 from broker.tasks.accounts.pools import ProviderAccounts
-from storage.ids import is_own_account
+from storage.ids import is_own_account, provider_of
+from storage.limits.budgets import day_of
 from storage.sql.scope import is_private
 
 MAX_IMAGES: Final = 10
@@ -56,7 +58,7 @@ class Planner:
         shape = shape_of(request) if reserved is None and self._reads_nothing(owner, usable) else None
         if shape is None or not self._fits_everywhere(request.params.prompt):
             return await self._make_plan(owner, request, usable, reserved)
-        limits, on = await self.routing.router.read_limits(), day(self.clock.now())
+        limits, on = await self.routing.router.read_limits(), day_of(self.clock.now())
         plan = self.known.find(shape, request, limits, on)
         if plan is None:
             plan = await self._make_plan(owner, request, usable, reserved)
@@ -65,8 +67,9 @@ class Planner:
 
     def _reads_nothing(self, owner: str, usable: Collection[str]) -> bool:
         """Return whether a plan depends on nothing but limits of the operator's accounts."""
-        has_limits = self.routing.budget.limit_usd is not None or is_private(owner)
-        return not any(map(is_own_account, usable)) and (len(usable) == 1 or not has_limits)
+        if any(map(is_own_account, usable)):
+            return False
+        return len(usable) == 1 or (self.routing.budget.limit_usd is None and not is_private(owner))
 
     def _fits_everywhere(self, prompt: str) -> bool:
         """Return whether every provider takes a prompt, so that it makes no difference."""
@@ -97,10 +100,13 @@ class Planner:
             owner, order, appraisals, count=request.count, pinned=request.provider, reserved=reserved
         )
         candidates = {route.provider: appraisals[route.provider] for route in routes if route.is_candidate}
+        names = tuple(candidates)
         return Plan(
             order=order,
-            candidates=tuple(candidates),
+            candidates=names,
             routes=routes,
+            roles=tuple((provider_of(route.provider), _role_of(route, names)) for route in routes),
+            columns=plan_columns(request, order, names, routes),
             quote=self.prices.make_quote(candidates, request.count),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
             ignored=next(iter(candidates.values())).ignored,
@@ -121,6 +127,12 @@ class Planner:
                 "Use a public https:// address, without user name and on the usual port.",
                 field="callbackUrl",
             ) from error
+
+
+def _role_of(route: Route, candidates: Sequence[str]) -> str:
+    if route.provider == candidates[0]:
+        return "first"
+    return "other" if route.is_candidate else "excluded"
 
 
 def validate_params(catalog: Catalog, params: ImageParams, *, mode: str | None, references: int) -> Order:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -17,7 +17,7 @@ from broker.ordering.drafts import (
     Continuation,
     OrderWriting,
     PlannedOrder,
-    TaskBase,
+    base_columns,
     build_tasks,
     combined_fingerprint,
     naming_order,
@@ -90,15 +90,15 @@ class OrderService:
     """Where a provider reaches our images; None without a public URL."""
     metrics: Metrics
 
-    async def plan(self, caller: str, request: OrderRequest) -> Plan:
+    def plan(self, caller: str, request: OrderRequest) -> Coroutine[Any, Any, Plan]:
         """Return the plan of a caller's request. Raises `ApiError` for a field that is wrong."""
-        return await self.planner.make_plan(caller, request)
+        return self.planner.make_plan(caller, request)
 
-    async def create(
+    def create(
         self, caller: str, request: OrderRequest, plan: Plan, continuation: Continuation | None = None
-    ) -> CreatedTasks:
+    ) -> Coroutine[Any, Any, CreatedTasks]:
         """Create the durable tasks of a request, or return those of an equal earlier one. Raises `ApiError`."""
-        return await self.create_together(caller, [PlannedOrder(request=request, plan=plan)], continuation=continuation)
+        return self.create_together(caller, [PlannedOrder(request=request, plan=plan)], continuation=continuation)
 
     async def create_together(
         self,
@@ -139,28 +139,26 @@ class OrderService:
     ) -> CreatedTasks:
         if continuation is not None:
             orders = [await continuation.complete(caller, order) for order in orders]
-        quotes, has_work = [order.plan.quote for order in orders], _has_work_before(orders, details)
-        checking = self.limits.check_order(caller, quotes) if has_work else self.limits.check_possible(quotes)
-        if (repeated := await self._refused_repeat(record, checking)) is not None:
-            return repeated
+        quotes = [order.plan.quote for order in orders]
+        has_work = details is not None or any(map(_has_work_before, orders))
+        try:
+            if has_work:
+                await self.limits.check_order(caller, quotes)
+            else:
+                self.limits.check_possible(quotes)
+        except ApiError as error:
+            return await self._repeat_winner(record, error)
         if has_work:
             await self._check_callback_urls(orders, details)
         batch = new_batch_id()
-        owner, sources = reference_owner(batch), [source for order in orders for source in order.request.sources]
         try:
-            references = await self._store_references(caller, owner, orders)
+            references = await self._store_references(caller, batch, orders) if has_work else [()] * len(orders)
             now = self.clock.now()
-            deadline_at = now + self.policy.queue_seconds
-            due_at = now if continuation is None else deadline_at + 1.0  # held: `Task.is_held`
-            tasks = build_tasks(
-                orders,
-                references,
-                base=TaskBase(caller=caller, batch=batch, created_at=now, due_at=due_at, deadline_at=deadline_at),
-                shares_of_task=partial(self.limits.shares_of_task, caller),
-            )
+            deadline_at, is_held = now + self.policy.queue_seconds, continuation is not None
+            base = base_columns(caller, batch, created_at=now, deadline_at=deadline_at, is_held=is_held)
             writing = OrderWriting(
-                tasks=tasks,
-                references=[image for images in references for image in images],
+                tasks=build_tasks(orders, references, base, partial(self.limits.shares_of_task, caller)),
+                references=[image for images in references for image in images] if has_work else (),
                 record=replace(record, batch=batch) if record else None,
                 quotes=quotes,
                 details=details,
@@ -170,29 +168,17 @@ class OrderService:
         except StorageError:  # the outcome is unknown; the sweep deletes files that belong to no task
             raise
         except Exception:
-            await self.references.delete(owner, sources)
+            await self._delete_references(batch, orders)
             raise
         if created.is_repeated:
-            await self.references.delete(owner, sources)
-        else:
-            for order in orders:
-                self._count_routes(order.plan, order.request.count)
-            if continuation is not None:
-                await continuation.begin(created.tasks)
+            await self._delete_references(batch, orders)
+            return created
+        for order in orders:
+            for provider, role in order.plan.roles:
+                self.metrics.order_routes.labels(provider, role).inc(order.request.count)
+        if continuation is not None:
+            await continuation.begin(created.tasks)
         return created
-
-    async def _refused_repeat(self, record: IdempotencyRecord | None, checking: Awaitable[None]) -> CreatedTasks | None:
-        """Return None if a check passes. If not, return the tasks of an equal request that was quicker, or raise.
-
-        What is refused may have been used up by that very request.
-        """
-        try:
-            await checking
-        except ApiError:
-            if (repeated := await self._find_winner(record)) is None:
-                raise
-            return repeated
-        return None
 
     async def _check_callback_urls(self, orders: Sequence[PlannedOrder], details: BatchDetails | None) -> None:
         urls = [order.request.callback_url for order in orders] + [*(details.callback_urls if details else ())]
@@ -200,10 +186,10 @@ class OrderService:
             await self.planner.check_callback_url(url)
 
     async def _store_references(
-        self, caller: str, owner: str, orders: Sequence[PlannedOrder]
-    ) -> list[list[StoredImage]]:
+        self, caller: str, batch: str, orders: Sequence[PlannedOrder]
+    ) -> Sequence[Sequence[StoredImage]]:
         """Store the references of each order; their positions are counted over all of them."""
-        stored, count = list[list[StoredImage]](), 0
+        stored, count, owner = list[list[StoredImage]](), 0, reference_owner(batch)
         for number, order in enumerate(orders, 1):
             if not order.request.sources:
                 stored.append([])
@@ -214,10 +200,9 @@ class OrderService:
             count += len(stored[-1])
         return stored
 
-    def _count_routes(self, plan: Plan, images: int) -> None:
-        for route in plan.routes:
-            role = "first" if route.provider == plan.candidates[0] else "other" if route.is_candidate else "excluded"
-            self.metrics.order_routes.labels(provider_of(route.provider), role).inc(images)
+    async def _delete_references(self, batch: str, orders: Sequence[PlannedOrder]) -> None:
+        sources = [source for order in orders for source in order.request.sources]
+        await self.references.delete(reference_owner(batch), sources)
 
     async def dry_run(self, caller: str, request: OrderRequest, plan: Plan) -> dict[str, Any]:
         """Return the request that the provider would receive. Raises `ApiError` where `create` would.
@@ -281,8 +266,10 @@ class OrderService:
     async def _write_and_begin(self, writing: OrderWriting) -> CreatedTasks:
         """Write everything; then begin the submissions here if nothing is before them, or else wake the workers."""
         arrival, is_written = await self.arrivals.take(writing.tasks), False
+        if arrival.is_promised:
+            writing = changed_row(writing, {"tasks": arrival.tasks})
         try:
-            created = await self._write(changed_row(writing, {"tasks": arrival.tasks}), arrival.wake)
+            created = await self._write(writing, arrival.wake)
             is_written = not created.is_repeated
         finally:
             self.arrivals.finish(arrival, is_written=is_written)
@@ -304,8 +291,10 @@ class OrderService:
                 if await self.tasks.get(tasks[0].id) is not None:
                     break  # the connection broke after the commit, and the second run was rejected
                 checking = self.limits.check_order(tasks[0].caller, writing.quotes, writing.needs, tasks[0].created_at)
-                if (repeated := await self._refused_repeat(record, checking)) is not None:
-                    return repeated
+                try:
+                    await checking
+                except ApiError as error:
+                    return await self._repeat_winner(record, error)
                 if writing.continuation is not None:
                     await writing.continuation.check()
             else:
@@ -327,8 +316,8 @@ class OrderService:
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(writing.record)] if writing.record else []
         statements += await self.limits.reserve_order(writing)
-        statements += [self.tasks.insert_task(task) for task in writing.tasks]
-        statements += [self.images.insert_image(reference) for reference in writing.references]
+        statements += map(self.tasks.insert_task, writing.tasks)
+        statements += map(self.images.insert_image, writing.references)
         if writing.details is not None:
             statements.append(self.batches.insert_batch(writing.details.to_row(first)))
         if writing.continuation is not None:
@@ -342,6 +331,12 @@ class OrderService:
         winner = await self.idempotency.get_record(record.caller, record.fingerprint, record.key)
         return await self._repeat(winner) if winner is not None and winner.batch not in {"", record.batch} else None
 
+    async def _repeat_winner(self, record: IdempotencyRecord | None, error: ApiError) -> CreatedTasks:
+        """Return the tasks of an equal request that was quicker: it may have used up what is refused. Or raise."""
+        if (repeated := await self._find_winner(record)) is None:
+            raise error
+        return repeated
+
     async def _repeat(self, record: IdempotencyRecord) -> CreatedTasks:
         tasks = await self.tasks.list_of_batch(record.batch)
         if not tasks:
@@ -349,9 +344,9 @@ class OrderService:
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
 
 
-def _has_work_before(orders: Sequence[PlannedOrder], details: BatchDetails | None) -> bool:
+def _has_work_before(order: PlannedOrder) -> bool:
     """Return whether references are stored or addresses are looked up before the transaction."""
-    return details is not None or any(order.request.sources or order.request.callback_url for order in orders)
+    return bool(order.request.sources or order.request.callback_url)
 
 
 def _route_document(route: Route) -> dict[str, Any]:

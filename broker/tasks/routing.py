@@ -5,9 +5,9 @@ Money decides: an order goes on only after an attempt that certainly cost nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from broker.cache import TtlCache
 from broker.clock import Clock
@@ -89,9 +89,9 @@ class Router:
         pools = [await self.accounts.find_pool(name) for name in dict.fromkeys(accounts)]
         return {pool.name: state.status_of(pool) for pool in pools if pool is not None and not pool.is_removed}
 
-    async def read_limits(self) -> LimitState:
+    def read_limits(self) -> Coroutine[Any, Any, LimitState]:
         """Return what the database says about the operator's accounts; the same object until it is read again."""
-        return await self._state.get()
+        return self._state.get()
 
     async def is_paused(self, provider: str) -> bool:
         """Return whether an operator paused a provider."""

@@ -160,11 +160,12 @@ def new_row(kind: type[T], values: Mapping[str, Any]) -> T:
 
     Raises TypeError for a value without a field, and for a field without a value.
     """
-    row = object.__new__(kind)
+    row, of = object.__new__(kind), cast("Any", kind)
     columns = vars(row)
-    columns.update(_defaults(cast("Any", kind)))
+    columns.update(_defaults(of))
+    count = len(columns)
     columns.update(values)
-    if len(columns) != len(_names(cast("Any", kind))) or not _required(cast("Any", kind)) <= values.keys():
+    if len(columns) != count or not _required(of) <= values.keys():
         raise TypeError(f"these are not the fields of a {kind.__name__}: {', '.join(sorted(values))}")
     return row
 

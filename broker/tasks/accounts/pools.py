@@ -90,6 +90,8 @@ class ProviderAccounts:
 
         Not the sandbox beside an own account: an order for it must not end with a synthetic picture.
         """
+        if not is_private(owner):
+            return self._preferred
         own = await self.find_own(owner)
         if own and SANDBOX.name in self.house:
             return own

@@ -56,7 +56,8 @@ class Arrivals:
 
     def _is_lane_full(self, tasks: Sequence[Task]) -> bool:
         """Return whether the worker of this process looks at the queue of these tasks again without being woken."""
-        return self.next_steps.is_open and all(self.submissions.lanes.is_full(task.provider) for task in tasks)
+        is_full = self.submissions.lanes.is_full
+        return self.next_steps.is_open and all(map(is_full, {task.provider for task in tasks}))
 
     async def _promise(self, tasks: Sequence[Task]) -> Lease | None:
         """Return the lease with which these tasks are written; None if the queue decides when they are submitted.
