@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from broker.clock import Clock, seconds_to_beat
 from broker.logs import log, safe_exc_info
@@ -38,8 +38,7 @@ MIN_GRACE_SECONDS: Final = 3.0
 """Shortest delay of recovery after an outage of the database."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlotUse:
+class SlotUse(NamedTuple):
     """Whose slots a submission takes; by default those of all submissions together."""
 
     held_by: str = ""
@@ -193,12 +192,16 @@ class NextSteps:
         """Return whether a worker runs in this process."""
         return self.start is not None
 
+    def has_slots(self, state: TaskState, count: int) -> bool:
+        """Return whether so many steps could be promised now."""
+        return self.running.free_slots(state) >= count
+
     def promise(self, task_ids: Sequence[str], state: TaskState) -> Lease | None:
         """Return the lease of steps that begin here after the commit; None if they are left to a claim.
 
         Their slots are kept until `begin` or `forgo`.
         """
-        if not self.is_open or self.running.free_slots(state) < len(task_ids):
+        if not self.is_open or not self.has_slots(state, len(task_ids)):
             return None
         if any(self.running.has_step_of(task_id, state) for task_id in task_ids):
             return None
