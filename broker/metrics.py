@@ -5,6 +5,9 @@ docs/operating.md explains each of them and the values that need attention; a te
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Self
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -15,6 +18,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.metrics import MetricWrapperBase
 
 CALLBACK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 CALLBACK_LAG_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -23,6 +27,28 @@ LOCAL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Seconds of operations that normally take milliseconds."""
 PROVIDER_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0)
 """Seconds of operations that wait for a provider."""
+
+
+class KnownChildren(MetricWrapperBase):
+    """Labeled metric that keeps its children by the labels as they are passed, which are from closed sets."""
+
+    @cached_property
+    def _known(self) -> dict[tuple[object, ...], Self]:
+        return {}
+
+    def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
+        if labelkwargs:
+            return super().labels(*labelvalues, **labelkwargs)
+        child = self._known.get(labelvalues)
+        if child is None:
+            child = self._known[labelvalues] = super().labels(*labelvalues)
+        return child
+
+
+class KnownCounter(KnownChildren, Counter): ...
+
+
+class KnownHistogram(KnownChildren, Histogram): ...
 
 
 class Metrics:
@@ -175,10 +201,10 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        return KnownCounter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        return KnownHistogram(name, text, labels, buckets=buckets, registry=self.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from storage.sql.database import Database, Statement
@@ -52,6 +53,12 @@ class Attempt:
         return None if amount is None or self.usd_per_unit is None else amount * self.usd_per_unit
 
 
+@lru_cache(maxsize=256)
+def _update_text(names: tuple[str, ...]) -> str:
+    sets = ", ".join(f"{name} = :{name}" for name in names)
+    return f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number"
+
+
 @dataclass(frozen=True)
 class Attempts:
     """Attempts of tasks that are not purged. New ones are written by `provider_limits`, which counts them."""
@@ -98,8 +105,7 @@ class Attempts:
 
     def update_attempt(self, task_id: str, number: int, **changes: Any) -> Statement:
         """Change one attempt, in the transaction that changes its task."""
-        sets = ", ".join(f"{name} = :{name}" for name in changes)
         return Statement(
-            sql=f"UPDATE attempts SET {sets} WHERE task_id = :task_id AND number = :number",
+            sql=_update_text(tuple(changes)),
             params={**changes, "task_id": task_id, "number": number},
         )

@@ -175,11 +175,6 @@ class Tasks:
     async def get(self, task_id: str) -> Task | None:
         return await fetch_one_as(self.database, Task, "SELECT * FROM tasks WHERE id = :id", id=task_id)
 
-    async def get_version(self, task_id: str) -> int | None:
-        """Return the version of a task, which all changes of its row raise but those of a lease's end."""
-        row = await self.database.fetch_one("SELECT version FROM tasks WHERE id = :id", id=task_id)
-        return None if row is None else int(row["version"])
-
     async def get_by_job(self, job_id: str) -> Task | None:
         """Return the task of a provider's job, current or earlier."""
         sql = "SELECT t.* FROM attempts a JOIN tasks t ON t.id = a.task_id WHERE a.job_id = :job LIMIT 1"

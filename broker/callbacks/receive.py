@@ -16,6 +16,8 @@ from broker.tasks.steps.callbacks import CallbackQueue
 from storage.callbacks import NO_CONTENT, Callbacks, StoredCallback
 from storage.ids import new_callback_id
 from storage.sql.database import Statement
+from storage.sql.rows import new_row
+from storage.sql.scope import is_private
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task
 from webhooks import verification
@@ -53,9 +55,9 @@ class CallbackReceiver:
         verified = await self.verifier.verify(incoming)
         decision = verified.decision
         self.metrics.callbacks.labels(verified.provider.name, decision.verification.value).inc()
-        if await self._may_store(verified):
+        if decision.verification == Verification.ACCEPT or await self._may_store(verified):
             owner = None if verified.task is None else verified.task.caller
-            secrets = await self.list_secrets(owner) if owner else ()
+            secrets = await self.list_secrets(owner) if owner and is_private(owner) else ()
             redactor = self.redactor.extend(secrets) if secrets else self.redactor
             stored = self._to_stored(incoming, verified, redactor)
             if _concerns_deleted_task(verified):
@@ -98,29 +100,29 @@ class CallbackReceiver:
             token=incoming.query.get("token"),
             is_proven=verified.evidence.is_proven,
         )
-        return StoredCallback(
-            id=new_callback_id(now),
-            provider=verified.provider.name,  # whose form it has; the task may be at another one by now
-            task_id=task.id if task else None,
-            attempt=verified.attempt,
-            verification=verified.decision.verification.value,
-            status=verified.decision.status,
-            reason=verified.decision.reason,
-            headers=verification.stored_headers(incoming.headers, redactor),
-            query=verification.stored_query(incoming.query, redactor),
-            body=body,
-            body_truncated=is_truncated,
-            evidence=verified.evidence.to_json(),
-            received_at=now,
-            processed_at=None if verified.is_relevant else now,
-            job_ended_at=_plausible_end(verified.report, now) if verified.is_relevant and verified.report else None,
-        )
+        columns = {
+            "id": new_callback_id(now),
+            "provider": verified.provider.name,  # whose form it has; the task may be at another one by now
+            "task_id": task.id if task else None,
+            "attempt": verified.attempt,
+            "verification": verified.decision.verification.value,
+            "status": verified.decision.status,
+            "reason": verified.decision.reason,
+            "headers": verification.stored_headers(incoming.headers, redactor),
+            "query": verification.stored_query(incoming.query, redactor),
+            "body": body,
+            "body_truncated": is_truncated,
+            "evidence": verified.evidence.to_json(),
+            "received_at": now,
+            "processed_at": None if verified.is_relevant else now,
+            "job_ended_at": _plausible_end(verified.report, now) if verified.is_relevant and verified.report else None,
+        }
+        return new_row(StoredCallback, columns)
 
     async def _may_store(self, verified: VerifiedCallback) -> bool:
         """Return False for an unproven callback that would crowd out those with a proof."""
         if verified.task is not None and verified.is_relevant:
-            is_accepted = verified.decision.verification == Verification.ACCEPT
-            return is_accepted or await self.callbacks.count_unprocessed(verified.task.id) < MAX_UNPROCESSED_PER_TASK
+            return await self.callbacks.count_unprocessed(verified.task.id) < MAX_UNPROCESSED_PER_TASK
         if verified.evidence.is_proven:
             return True
         now = self.clock.monotonic()

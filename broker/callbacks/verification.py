@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 from broker.clock import Clock
@@ -138,10 +138,16 @@ class CallbackVerifier:
 
     def _provider_of(self, name: str) -> Provider:
         """Return the provider with this name or callback path; the preferred one for an unknown name."""
+        return self._providers_by_path.get(name) or next(iter(self.providers.values()))
+
+    @cached_property
+    def _providers_by_path(self) -> Mapping[str, Provider]:
+        """The providers by name and by the end of their callback path; of two with the same, the preferred one."""
+        found: dict[str, Provider] = {}
         for provider in self.providers.values():
-            if name in {provider.name, provider.callback_path.rpartition("/")[2]}:
-                return provider
-        return next(iter(self.providers.values()))
+            for name in (provider.name, provider.callback_path.rpartition("/")[2]):
+                found.setdefault(name, provider)
+        return found
 
     def _check_token(self, callback: IncomingCallback) -> tuple[Proof, str | None, int | None]:
         """Return the proof that the token in the address gives, and for which task and attempt."""

@@ -71,9 +71,9 @@ class Outbox:
 
     def _may_announce(self, before: Task, after: Task, name: str) -> bool:
         """Return False for the many changes that no address is told about, without a look at the format."""
-        if before.status == after.status and before.state != TaskState.SUBMITTING:
+        if after.callback_url is None and name not in self._batch_formats:
             return False
-        return after.callback_url is not None or name in self._batch_formats
+        return before.status != after.status or before.state == TaskState.SUBMITTING
 
     @cached_property
     def _batch_formats(self) -> frozenset[str]:

@@ -98,10 +98,11 @@ class Transitions:
     recent_submissions: RecentSubmissions = field(default_factory=RecentSubmissions)
 
     async def read_task(self, task_id: str) -> Task | None:
-        """Return a task as it is now. One that was submitted here lately is in memory: only its version is read."""
-        known = self.recent_submissions.get_task(task_id)
-        version = None if known is None else await self.tasks.get_version(task_id)
-        return known if known is not None and known.version == version else await self.tasks.get(task_id)
+        """Return a task that is to be changed; one that was submitted here lately is in memory.
+
+        If another process has changed that one since, a decision about it is `Stale`, and made again on the row.
+        """
+        return self.recent_submissions.get_task(task_id) or await self.tasks.get(task_id)
 
     async def apply(
         self,

@@ -85,7 +85,19 @@ async def test_task_in_memory_does_not_count_after_another_process_changed_it(
         assert known is not None and known == await the_task(one, task.id)
         assert await transitions.read_task(task.id) is known
         await other.worker.steps.transitions.apply_report(known, DONE, 1, is_leased=False)
-        read = await transitions.read_task(task.id)
-        assert read is not None and read.state == TaskState.FETCHING
+        failed = Failed(code="x", message="", retryable=False, billed="no", job_id="job")
+        decided_on = await transitions.apply_report(known, failed, 1, is_leased=False)
+        assert decided_on is not None and decided_on.state == TaskState.FETCHING
+        assert (await the_task(one, task.id)).state == TaskState.FETCHING
+        assert await costs(one, task) == ("succeeded", "yes", 4.0)
+
+
+async def test_task_in_memory_that_another_process_deleted_is_not_changed(tmp_path: Path, clock: ManualClock) -> None:
+    async with still(tmp_path, clock) as one, still(tmp_path, clock) as other:
+        task, attempt = await a_submission(one, clock)
+        transitions = one.worker.steps.transitions
+        await transitions.apply_report(task, ACCEPTED, 1, attempt=attempt, is_paid=True)
+        known = await transitions.read_task(task.id)
+        assert known is not None
         await other.database.execute("DELETE FROM tasks WHERE id = :id", id=task.id)
-        assert await transitions.read_task(task.id) is None
+        assert await transitions.apply_report(known, DONE, 1, is_leased=False) is None

@@ -25,11 +25,14 @@ from broker.ordering.routing import OrderRouter
 from broker.orders import ImageParams, OrderRequest
 from broker.services import Services
 from broker.settings import Settings
+from storage.attempts import Attempt
 from storage.sql.database import Outcome, Row, Statement
+from storage.sql.rows import changed_row, insert_row
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
-from storage.task_queue import TaskQueue
+from storage.tasks import Task
 from tests.support.accounts import add_key_holder
+from webhooks.verification import IncomingCallback
 
 pytestmark = pytest.mark.anyio
 
@@ -175,20 +178,6 @@ async def test_providers_are_asked_once_for_each_shape(tmp_path: Path) -> None:
         assert calls[asking] == 2
 
 
-async def test_orders_behind_one_that_waits_look_for_it_once_between_two_polls(tmp_path: Path) -> None:
-    async with open_counted(tmp_path) as broker:
-        await broker.order()
-        broker.services.next_steps.start = lambda _: pytest.fail("an order has overtaken the one that waits")
-        looking = TaskQueue.has_waiting.__code__
-        with CallCounter(looking) as calls:
-            for number in range(5):
-                await broker.order(prompt=f"fox number {number}")
-            assert calls[looking] == 1
-            broker.services.submissions.lanes.take_turn()
-            await broker.order(prompt="the last fox")
-            assert calls[looking] == 2
-
-
 async def test_known_order_is_planned_and_stored_with_few_calls(tmp_path: Path) -> None:
     """Functions of ours and generated ones; the log line has its own."""
     calls = list[str]()
@@ -261,6 +250,64 @@ async def test_callback_costs_one_read_and_one_commit_of_one_statement(tmp_path:
         response = await broker.client.post(url, json=body, headers={"x-forwarded-for": "192.0.2.1"})
         assert response.status_code == 200
         assert dict(broker.database.counts) == {"reads": 1, "commits": 1, "statements": 1}
+
+
+async def test_result_of_a_task_that_was_just_submitted_is_stored_with_few_calls_and_no_read(tmp_path: Path) -> None:
+    """Functions of ours and generated ones; the log line has its own."""
+    calls = list[str]()
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        is_ours = any(folder in file for folder in ("/broker/", "/storage/", "/webhooks/")) or file == "<string>"
+        if event == "call" and is_ours:
+            calls.append(frame.f_code.co_qualname if not file.endswith("logs.py") else "log")
+
+    async with open_counted(tmp_path) as broker:
+        services, begun = broker.services, list[Task]()
+        services.next_steps.start = begun.append
+        for number in range(2):
+            task = await a_waiting_task(broker, f"job-{number}")
+            incoming = an_image_for(services, task)
+            broker.database.counts.clear()
+            sys.setprofile(count if number else None)
+            try:
+                decision = await services.receiver.receive(incoming)
+            finally:
+                sys.setprofile(None)
+            assert decision.status == 200
+            assert dict(broker.database.counts) == {"commits": 1, "statements": 3}
+            assert begun[-1].state == TaskState.FETCHING
+    assert len(calls) - calls.count("log") <= 230, "\n".join(map(str, Counter(calls).most_common()))
+
+
+async def a_waiting_task(broker: Counted, job: str) -> Task:
+    """Return a task that this process has submitted just now."""
+    services, now = broker.services, broker.services.clock.now()
+    task = await services.tables.tasks.get((await broker.order()).json()["taskId"])
+    assert task is not None
+    attempt = Attempt(
+        task_id=task.id, number=1, provider="kie", key_id="k", job_id=job, sent_at=now, outcome="accepted", price=4.0
+    )
+    waits: dict[str, Any] = {"state": TaskState.WAITING, "attempt": 1, "job_id": job, "expects_callback": True}
+    change = services.tables.tasks.update_task(task, **waits)
+    await services.database.transact(change, insert_row("attempts", attempt))
+    waiting = changed_row(task, {**waits, "version": task.version + 1})
+    services.transitions.recent_submissions.record(waiting, attempt, {})
+    return waiting
+
+
+def an_image_for(services: Services, task: Task) -> IncomingCallback:
+    """Return the callback with the result of a task."""
+    links = json.dumps({"resultUrls": ["https://example.com/a.png"]})
+    data = {"taskId": task.job_id, "state": "success", "resultJson": links, "creditsConsumed": 4}
+    body = json.dumps({"code": 200, "data": data}).encode()
+    return IncomingCallback(
+        provider="nano-banana",
+        query={"task": task.id, "attempt": "1", "token": services.tokens.token(task.id, 1)},
+        headers={"host": "broker.example", "content-type": "application/json", "content-length": str(len(body))},
+        body=body,
+        trusted=False,
+    )
 
 
 class CallCounter:

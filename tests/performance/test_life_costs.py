@@ -83,7 +83,7 @@ async def test_one_life_takes_five_transactions_and_hardly_a_read(broker: Runnin
     assert counts["transactions"] == 5, counts
     assert counts["thread hops of reads"] <= 2, "for the status of the providers, twice a second at most"
     assert counts["statements"] <= 13, counts
-    assert counts["point reads"] <= 3, counts
+    assert counts["point reads"] <= 2, counts
     assert counts["reads of whole rows"] == 0, "each step has the row that the one before it wrote"
     assert counts["looks for due work"] <= 2, counts
     assert counts["wake-ups of workers"] == 1, "for the place that the job has left at its provider"
