@@ -53,8 +53,21 @@ ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | N
 LogEvent: TypeAlias = dict[str, Any]
 """The fields of a line; `event` is its sentence."""
 
-request_id_of_lines: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
-"""Of the request that is being answered; in each of its lines."""
+
+class RequestLine:
+    """The line at the end of the request that is being answered, whose id is in all lines of the request."""
+
+    __slots__ = ("facts", "is_open", "request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.facts: LogEvent = {}
+        """Fields of a line that it replaces."""
+        self.is_open = True
+        """It takes facts: it has none, and is not written until the response is, which does not wait for a task."""
+
+
+request_line: Final[ContextVar[RequestLine | None]] = ContextVar("request_line", default=None)
 
 
 class Log:
@@ -88,10 +101,21 @@ class Log:
         if _LOGGER.isEnabledFor(logging.CRITICAL):
             self._write("critical", text, fields)
 
+    def note_change(self, text: str, *, action: str, **fields: Any) -> None:
+        """Add a change to the line of the current request, with its action as `change`; or write a line of its own.
+
+        It has its own if there is no request, or if the line of the request comes late or has a change already.
+        """
+        current = request_line.get()
+        if current is None or not current.is_open:
+            self.info(text, action=action, **fields)
+            return
+        current.facts, current.is_open = {"change": action, **fields}, False
+
     def _write(self, level: str, text: str, fields: LogEvent) -> None:
         fields["event"], fields["level"] = text, level
-        if (current := request_id_of_lines.get()) is not None:
-            fields["request_id"] = current
+        if (current := request_line.get()) is not None:
+            fields["request_id"] = current.request_id
         (self.sink or _pass_to_library)(fields)
 
 

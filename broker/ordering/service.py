@@ -301,7 +301,7 @@ class OrderService:
                 break
         else:
             raise StorageError("the order could not be written")
-        log.info(
+        log.note_change(
             "order accepted",
             action="task_created",
             task=tasks[0].id,

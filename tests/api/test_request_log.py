@@ -32,9 +32,30 @@ async def test_each_request_is_one_line_with_its_id(tmp_path: Path) -> None:
     assert (line["operation"], line["level"], line["owner"]) == ("createImage", "info", "house:local")
     assert re.fullmatch("[0-9a-f]{16}", line["request_id"])
     assert answer.headers["x-request-id"] == line["request_id"]
-    (created,) = (line for line in lines if line["action"] == "task_created")
-    assert created["request_id"] == line["request_id"]
     assert "canary" not in str(lines)
+
+
+async def test_line_of_an_order_says_what_was_ordered(tmp_path: Path) -> None:
+    with captured_lines() as lines:
+        async with open_api(tmp_path) as broker:
+            order = {"prompt": "a fox", "numberOfImages": 2}
+            answer = await broker.client.post("/api/generate/image", json=order)
+            refused = await broker.client.post("/api/generate/image", json={})
+    first, second = request_lines(lines)
+    assert (first["change"], first["task"], first["count"]) == ("task_created", answer.json()["taskId"], 2)
+    assert (first["model"], first["mode"], first["owner"]) == ("nano-banana", "text-to-image", "house:local")
+    assert (refused.status_code, second["status"], "change" in second) == (400, 400, False)
+    assert "task_created" not in {line["action"] for line in lines}
+
+
+async def test_order_whose_response_waits_for_the_images_has_a_line_at_once(tmp_path: Path) -> None:
+    with captured_lines() as lines:
+        async with open_api(tmp_path, hold=0.1) as broker:
+            await broker.client.post("/generate", json={"prompt": "a fox"})
+    (line,), (created,) = request_lines(lines), [line for line in lines if line["action"] == "task_created"]
+    assert lines.index(created) < lines.index(line)
+    assert created["request_id"] == line["request_id"]
+    assert "task" not in line
 
 
 @pytest.mark.parametrize(

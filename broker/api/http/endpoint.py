@@ -23,6 +23,7 @@ from starlette.types import Scope
 from broker.api.http.auth import require_admin, require_principal
 from broker.api.http.query import QueryModel
 from broker.errors import ApiError
+from broker.logs import request_line
 from broker.principal import Principal
 
 Access = Literal["public", "caller", "admin", "provider"]
@@ -215,6 +216,8 @@ class EndpointRoute(Route):
             scope[_PRINCIPAL] = principal
         elif endpoint.access == "provider":
             scope[_PRINCIPAL] = await self._find_operator(request)
+        if endpoint.is_held and (line := request_line.get()) is not None:
+            line.is_open = False  # it comes when the images do
         return await endpoint.handler(request)
 
     async def _find_operator(self, request: Request) -> Principal | None:

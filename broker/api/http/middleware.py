@@ -23,7 +23,7 @@ from broker.api.http.errors import ErrorRenderer, internal_error, unavailable
 from broker.api.http.identity import RequestIds, header_values
 from broker.api.http.responses import SECURITY_HEADERS
 from broker.errors import ApiError
-from broker.logs import log, request_id_of_lines, safe_exc_info
+from broker.logs import LogEvent, RequestLine, log, request_line, safe_exc_info
 from broker.metrics import Metrics
 
 _ID_HEADER: Final = b"x-request-id"
@@ -37,7 +37,7 @@ class RequestMiddleware:
     The id is taken from `X-Request-ID` or made; it is returned in the response, unless that has its own meaning of the
     header, and bound to every log line of the request. The line names the route, not the path or the query: they may
     hold keys, tokens, and ids that are secrets. With the owner of the sender, it says who has changed a user or made a
-    key.
+    key. It is also the line of an order, unless the response waits for the images.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -57,15 +57,17 @@ class RequestMiddleware:
                 message["headers"] = complete_headers(message["headers"], (_ID_HEADER, request_id))
             return send(message)
 
-        named = request_id_of_lines.set(request_id.decode())
+        line = RequestLine(request_id.decode())
+        named = request_line.set(line)
         try:
             await self._app(scope, receive, send_completed)
         finally:
-            self._record(scope, scope.get(_STATUS, 0), time.perf_counter() - began)
-            request_id_of_lines.reset(named)
+            line.is_open = False
+            self._record(scope, scope.get(_STATUS, 0), time.perf_counter() - began, line.facts)
+            request_line.reset(named)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count and log a request. status: 0 if no response was begun."""
+    def _record(self, scope: Scope, status: int, seconds: float, facts: LogEvent) -> None:
+        """Count and log a request. status: 0 if no response was begun. facts: what it has changed."""
         endpoint = endpoint_of(scope)
         operation = endpoint.operation_id if endpoint else "unmatched"
         counter = self._counters.get((operation, status))
@@ -85,6 +87,7 @@ class RequestMiddleware:
             status=status,
             milliseconds=round(seconds * 1000, 1),
             owner=owner_of(scope),
+            **facts,
         )
 
 
