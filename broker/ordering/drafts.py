@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from broker.errors import ApiError
 from broker.ordering.quotas import OrderNeeds
@@ -79,8 +79,7 @@ def naming_order(number: int, count: int) -> Iterator[None]:
         raise
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrderWriting:
+class OrderWriting(NamedTuple):
     """What one transaction writes."""
 
     tasks: tuple[Task, ...]

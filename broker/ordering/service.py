@@ -46,7 +46,6 @@ from storage.idempotency import IdempotencyRecord
 from storage.ids import is_own_account, new_batch_id, provider_of, reference_owner
 from storage.images import Images, StoredImage
 from storage.sql.database import Database, Stale, Statement
-from storage.sql.rows import changed_row
 from storage.sql.scope import Scope
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import Task, Tasks
@@ -267,7 +266,7 @@ class OrderService:
         """Write everything; then begin the submissions here if nothing is before them, or else wake the workers."""
         arrival, is_written = await self.arrivals.take(writing.tasks), False
         if arrival.is_promised:
-            writing = changed_row(writing, {"tasks": arrival.tasks})
+            writing = writing._replace(tasks=arrival.tasks)
         try:
             created = await self._write(writing, arrival.wake)
             is_written = not created.is_repeated

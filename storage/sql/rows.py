@@ -51,8 +51,11 @@ def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping
     values = [*values_of(vars(row))]
     for position, empty in converted:
         value = values[position]
-        of: Any = type(value)
-        values[position] = empty if empty is not None and not value else _writer(of)(value)
+        if value or empty is None:
+            of: Any = type(value)
+            values[position] = _writer(of)(value)
+        else:
+            values[position] = empty
     return Statement(text, row=tuple(values))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broker.tasks.routing import Router
 from broker.tasks.running import SHARED_SLOTS, NextSteps
@@ -13,8 +14,7 @@ from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arrival:
+class Arrival(NamedTuple):
     """The tasks of one request, as they are to be written."""
 
     tasks: tuple[Task, ...]
@@ -56,8 +56,8 @@ class Arrivals:
 
     def _is_lane_full(self, tasks: Sequence[Task]) -> bool:
         """Return whether the worker of this process looks at the queue of these tasks again without being woken."""
-        is_full = self.submissions.lanes.is_full
-        return self.next_steps.is_open and all(map(is_full, {task.provider for task in tasks}))
+        accounts = {task.provider for task in tasks} if len(tasks) > 1 else (tasks[0].provider,)
+        return self.next_steps.is_open and all(map(self.submissions.lanes.is_full, accounts))
 
     async def _promise(self, tasks: Sequence[Task]) -> Lease | None:
         """Return the lease with which these tasks are written; None if the queue decides when they are submitted.
