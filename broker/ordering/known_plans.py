@@ -1,7 +1,7 @@
 """Known plans: an order that differs from an earlier one in its prompt alone is not planned again.
 
-Callers send the same few combinations of model, ratio and resolution. With one provider, planning took 90 µs of each
-order and a known plan takes 25.
+Callers send the same few combinations of model, ratio and resolution. With one provider, planning takes 27 µs of an
+order and a known plan takes 4.
 """
 
 from __future__ import annotations

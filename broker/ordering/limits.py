@@ -49,7 +49,10 @@ class OrderLimits:
 
     def check_possible(self, quotes: Sequence[Quote]) -> None:
         """Raise `ApiError` for an order that never fits, by what `reserve_order` does not see. Reads nothing."""
-        self.limiter.check_count(sum([quote.count for quote in quotes]))
+        count = 0
+        for quote in quotes:
+            count += quote.count
+        self.limiter.check_count(count)
         self.budget.check_priced(quotes)
 
     async def reserve_order(self, writing: OrderWriting) -> list[Statement]:

@@ -115,7 +115,9 @@ class OrderService:
         URLs. 3. Store the references. 4. Write tasks, references, record, rate usage and reservations in one
         transaction. Raises `ApiError`; then nothing is left.
         """
-        found = await self._find_record(caller, orders, details)
+        first = orders[0].request
+        identity = (first.idempotency_key, first.retry_count, first.retry_seconds)
+        found = await self._find_record(caller, orders, details) if identity != (None, None, None) else None
         record, answer = (found.record, found.answer) if found else (None, None)
         try:
             if record is not None and record.batch:
@@ -248,10 +250,8 @@ class OrderService:
 
     async def _find_record(
         self, caller: str, orders: Sequence[PlannedOrder], details: BatchDetails | None
-    ) -> FoundRecord | None:
+    ) -> FoundRecord:
         first = orders[0].request
-        if first.idempotency_key is None and first.retry_count is None and first.retry_seconds is None:
-            return None
         prints = [await request_fingerprint(order.request, order.plan.order) for order in orders]
         origins = [order.request.origin for order in orders]
         return await self.idempotency.find_record(
