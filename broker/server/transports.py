@@ -59,10 +59,10 @@ class TurnFlow(FlowControl):
             self.transport.resume_reading()
 
     def resume_reading(self) -> None:
-        if self.is_held:
+        if self.read_paused:
             self.read_paused = False
-        else:
-            super().resume_reading()
+            if not self.is_held:
+                self.transport.resume_reading()
 
 
 class OrderTransport:

@@ -31,7 +31,9 @@ from storage.sql.rows import changed_row, insert_row
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
 from storage.tasks import Task
+from tests.benchmarks.support.load import http_request
 from tests.support.accounts import add_key_holder
+from tests.support.http_parsers import MemoryTransport, connect
 from webhooks.verification import IncomingCallback
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +218,35 @@ async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> 
             await broker.order()
         finally:
             sys.setprofile(None)
-    assert len(layers) <= 6, layers
+    assert len(layers) <= 5, layers
+
+
+async def test_http_takes_few_calls_around_an_order(tmp_path: Path) -> None:
+    """Functions of ours and of the libraries, from the bytes of the request to those of the response."""
+    calls, parts = list[str](), ("server", "api", "starlette", "uvicorn", "pydantic")
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and any(f"/{part}/" in file for part in parts):
+            calls.append(frame.f_code.co_qualname)
+
+    request = http_request("POST", "/api/generate/image", ORDER)
+    async with open_counted(tmp_path) as broker:
+        transport = MemoryTransport()
+        protocol = connect("httptools", build_app(broker.services), transport)
+        for number in range(3):
+            calls.clear()
+            sys.setprofile(count)
+            try:
+                protocol.data_received(request)
+                async with asyncio.timeout(4):
+                    while transport.writes == number:  # noqa: ASYNC110
+                        await asyncio.sleep(0.001)
+            finally:
+                sys.setprofile(None)
+        protocol.connection_lost(None)
+    assert transport.written.count(b"HTTP/1.1 202 ") == 3
+    assert len(calls) <= 130, "\n".join(map(str, Counter(calls).most_common()))
 
 
 async def test_orders_of_one_caller_wait_for_the_same_commit(tmp_path: Path) -> None:

@@ -41,12 +41,13 @@ def _decode(headers: Collection[tuple[bytes, bytes]]) -> dict[str, list[str]]:
 
 def header_values(scope: Scope, name: str) -> Sequence[str]:
     """Return all values of a header. name: in lower case."""
-    return header_table(scope).get(name, ())
+    table: Mapping[str, Sequence[str]] = scope.get(_HEADERS) or header_table(scope)
+    return table.get(name, ())
 
 
 def header_value(request: HTTPConnection, name: str, default: str = "") -> str:
     """Return the first value of a header. name: in lower case."""
-    values = header_table(request.scope).get(name)
+    values = header_values(request.scope, name)
     return values[0] if values else default
 
 

@@ -135,7 +135,7 @@ class OrderFields(RequestModel):
             mode=self.mode,
             count=self.number_of_images or 1,
             host=host,
-            sources=(*self.sent_images(), *[UrlReference(url=url) for url in self.image_urls or ()]),
+            sources=(*self.sent_images(), *map(_as_reference, self.image_urls or ())),
             provider=self.provider,
             priority=self.priority or DEFAULT_PRIORITY,
             callback_url=self.callback_url,
@@ -149,8 +149,13 @@ class OrderFields(RequestModel):
 
     def ignored_fields(self, by_provider: Iterable[str]) -> list[str]:
         """Return the names of fields that the provider does not use or that are not known."""
-        unknown = [name[:64] for name in self.model_extra or () if name.isprintable()]
+        extra = self.model_extra
+        unknown = [name[:64] for name in extra if name.isprintable()] if extra else ()
         return list(dict.fromkeys([*by_provider, *unknown[:_MAX_IGNORED]]))
+
+
+def _as_reference(url: str) -> UrlReference:
+    return UrlReference(url=url)
 
 
 class OrderJson(OrderFields):
@@ -163,7 +168,7 @@ class OrderJson(OrderFields):
     ] = None
 
     def sent_images(self) -> Sequence[ReferenceSource]:
-        return [DataUriReference(text=text) for text in self.images or ()]
+        return [DataUriReference(text=text) for text in self.images] if self.images else ()
 
 
 class OrderForm(OrderFields):
