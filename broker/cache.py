@@ -21,17 +21,25 @@ class TtlCache(Generic[T]):
         self._load = load
         self._seconds = seconds
         self._clock = clock
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Event | None = None
+        """Set at the end of the load that is going on."""
         self._loaded: tuple[T, float] | None = None
 
     async def get(self) -> T:
-        loaded = self._loaded
-        if loaded is not None and loaded[1] + self._seconds > self._clock.monotonic():  # without the lock
-            return loaded[0]
-        async with self._loading:
-            if self._loaded is None or self.expires_in <= 0:
-                self._loaded = await self._load(), self._clock.monotonic()
-            return self._loaded[0]
+        while (loaded := self._loaded) is None or loaded[1] + self._seconds <= self._clock.monotonic():
+            if self._loading is None:
+                return await self._reload()
+            await self._loading.wait()  # all readers go on at once; a lock would let one go on in each turn of the loop
+        return loaded[0]
+
+    async def _reload(self) -> T:
+        loading = self._loading = asyncio.Event()
+        try:
+            loaded = self._loaded = await self._load(), self._clock.monotonic()
+        finally:
+            self._loading = None
+            loading.set()
+        return loaded[0]
 
     def expire(self) -> None:
         """Let the next reader load the value again: it is known to have changed."""

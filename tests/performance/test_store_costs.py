@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -154,6 +155,51 @@ async def test_only_a_loop_without_idle_moments_waits_for_a_thread_with_work(is_
     assert count > 5 if is_busy else count <= 3  # a loop that other programs have delayed may not have slept
     await asyncio.sleep(0.02)
     assert len(waits) == count
+
+
+async def test_writes_that_arrive_during_a_commit_share_the_next_one(traced: Traced) -> None:
+    writes = [traced.writer.submit([insert(0)])]
+    await asyncio.sleep(0)  # handed over
+    for number in range(1, 6):
+        writes.append(traced.writer.submit([insert(number)]))
+        await asyncio.sleep(0)
+    await asyncio.gather(*writes)
+    assert traced.count()["COMMIT"] <= 3  # of them one may be of what came right after the first
+
+
+async def test_loop_waits_until_the_statements_of_a_group_are_run(traced: Traced) -> None:
+    """Side by side they would cost two switches of threads each; during the commit the loop goes on."""
+    writes = [traced.writer.submit([insert(number)]) for number in range(3)]
+    await asyncio.sleep(0)
+    assert traced.count()["INSERT"] == 3
+    await asyncio.gather(*writes)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_loop_waits_no_longer_than_two_milliseconds_for_a_slow_statement(is_open: bool) -> None:
+    turns = ThreadTurns()
+    turns.close_gate()
+    ends, began = threading.Event(), time.monotonic()
+
+    def work() -> None:
+        with turns.working():
+            if is_open:
+                with turns.waiting():
+                    ends.wait(5)
+            else:
+                ends.wait(5)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    turns.wait_at_gate()
+    waited = time.monotonic() - began
+    ends.set()
+    thread.join()
+    assert waited < 0.5
+    turns.close_gate()
+    began = time.monotonic()
+    turns.wait_at_gate()  # nothing opens it
+    assert 0.002 <= time.monotonic() - began < 0.5
 
 
 async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None:

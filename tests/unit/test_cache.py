@@ -52,3 +52,49 @@ async def test_failed_load_is_repeated_by_the_next_reader() -> None:
     with pytest.raises(OSError, match="down"):
         await cache.get()
     assert await cache.get() == "loaded"
+
+
+async def test_readers_that_wait_for_a_load_go_on_in_the_same_turn() -> None:
+    """One per turn of the event loop, and the last of 64 would wait for 64 turns."""
+    begun, turns = asyncio.Event(), list[int]()
+    turn = 0
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def load() -> str:
+        await begun.wait()
+        return "loaded"
+
+    async def read() -> None:
+        assert await cache.get() == "loaded"
+        turns.append(turn)
+
+    cache = TtlCache(load, seconds=5, clock=ManualClock())
+    counting = asyncio.create_task(count_turns())
+    async with asyncio.TaskGroup() as readers:
+        for _ in range(20):
+            readers.create_task(read())
+        await asyncio.sleep(0)
+        begun.set()
+    counting.cancel()
+    assert max(turns) - min(turns) <= 3
+
+
+async def test_cancelled_load_is_repeated_by_a_reader_that_waited_for_it() -> None:
+    loads = 0
+
+    async def load() -> int:
+        nonlocal loads
+        loads += 1
+        await asyncio.sleep(0 if loads > 1 else 60)
+        return loads
+
+    cache = TtlCache(load, seconds=5, clock=ManualClock())
+    first, second = (asyncio.create_task(cache.get()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == 2

@@ -1,6 +1,8 @@
 """Writer thread of a SQLite file: one connection, one transaction for all writes that wait at the same time.
 
-A commit costs one fsync, however many writes are in it, so writes that arrive during a commit share the next one.
+A commit costs one fsync, however many writes are in it, so writes that arrive during a commit share the next one. The
+event loop hands a group over when the one before is done, and waits while the thread runs its statements: side by side
+each of them would cost two switches between the threads, as both need the GIL.
 Nothing is reported as written that went into a removed file, and a full disk refuses all writes but those that may use
 the reserve.
 """
@@ -28,7 +30,7 @@ from storage.sql.writer.reserve import DiskReserve
 from storage.sql.writer.thread_turns import ThreadTurns
 
 MAX_WRITES_PER_COMMIT = 256
-"""No further writes are added to a group of so many."""
+"""Others wait for the next group."""
 CHECKPOINT_STATEMENTS = 250
 """Statements after which the log, of some 700 pages then, is copied into the database between two commits."""
 CHECKPOINT_PAGES = 2000
@@ -80,6 +82,7 @@ class GroupCommitWriter:
         self._statements_in_log = 0
         self._queue: SimpleQueue[list[Write] | None] = SimpleQueue()
         self._submitted: list[Write] = []
+        self._is_writing = False
         self._unfinished = 0
         self.turns = ThreadTurns()
 
@@ -108,8 +111,8 @@ class GroupCommitWriter:
         wake: channels to be notified after the commit.
         """
         done: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        if not self._submitted:  # one wake-up of the thread for all writes of one turn of the loop
-            self._loop.call_soon(self._hand_over)
+        if not self._submitted and not self._is_writing:  # one group of all writes of one turn of the loop
+            self._loop.call_soon(self._start_group)
         self._submitted.append(Write(statements, done, wake))
         if not self._unfinished:
             self.turns.begin(self._loop)
@@ -123,41 +126,63 @@ class GroupCommitWriter:
 
     async def close(self) -> None:
         """Write all that was handed in, then end the thread."""
-        self._hand_over()
+        while self._submitted:
+            self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    def _start_group(self) -> None:
+        """Let the thread write what waits, and wait until it waits for the disk, for two milliseconds at most.
+
+        A single write is not worth that: a loop with so few goes to sleep, and the statements may be long ones.
+        """
+        if self._is_writing or not self._submitted:
+            return
+        if len(self._submitted) == 1:
+            self._hand_over()
+        else:
+            self.turns.close_gate()
+            self._hand_over()
+            self.turns.wait_at_gate()
+
     def _hand_over(self) -> None:
-        submitted, self._submitted = self._submitted, []
-        for start in range(0, len(submitted), MAX_WRITES_PER_COMMIT):
-            self._queue.put(submitted[start : start + MAX_WRITES_PER_COMMIT])
+        group, self._submitted = self._submitted[:MAX_WRITES_PER_COMMIT], self._submitted[MAX_WRITES_PER_COMMIT:]
+        self._is_writing = True
+        self._queue.put(group)
 
     # -- in the thread
 
     def _run(self, connection: sqlite3.Connection) -> None:
         with closing(connection):
             while group := self._next_group():
-                with self.turns.computing:
+                with self.turns.working():
                     results = self._write_to_opened_files(connection, group)
-                self._report(group, results)
-                self._checkpoint(connection, group, results)
+                needs_checkpoint = self._needs_checkpoint(results)
+                self._report(group, results, is_free=not needs_checkpoint)
+                if needs_checkpoint:
+                    self._checkpoint(connection)
 
-    def _checkpoint(self, connection: sqlite3.Connection, group: Sequence[Write], results: Sequence[Result]) -> None:
-        """Copy the log into the database when it is long enough: after the report, as it takes as long as ten commits.
+    def _needs_checkpoint(self, results: Sequence[Result]) -> bool:
+        """Return whether the log is long enough to be copied into the database.
 
         Not while the reserve is in use, which a larger database would use up; nor after a group of which nothing was
         written: the files may be others by now.
         """
         written = [len(result) for result in results if not isinstance(result, Exception)]
         self._statements_in_log += sum(written)
-        if written and self._statements_in_log >= CHECKPOINT_STATEMENTS and self._may_write_all:
-            self._statements_in_log = 0
-            with suppress(sqlite3.Error):  # as after a commit: the log keeps what was not copied
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        return bool(written) and self._statements_in_log >= CHECKPOINT_STATEMENTS and self._may_write_all
 
-    def _report(self, group: Sequence[Write], results: Sequence[Result]) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Copy the log into the database: after the report, as it takes as long as ten commits."""
+        self._statements_in_log = 0
+        with suppress(sqlite3.Error):  # as after a commit: the log keeps what was not copied
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._report((), (), is_free=True)
+
+    def _report(self, group: Sequence[Write], results: Sequence[Result], *, is_free: bool) -> None:
+        """Report in the event loop. is_free: the thread waits for the next group."""
         with suppress(RuntimeError):  # the loop is closed, so no caller waits
-            self._loop.call_soon_threadsafe(self._finish_group, group, results, self.recorder.take())
+            self._loop.call_soon_threadsafe(self._finish_group, group, results, self.recorder.take(), is_free)
 
     def _write_to_opened_files(self, connection: sqlite3.Connection, group: Sequence[Write]) -> Sequence[Result]:
         """Write the group; fail it, written or not, if its files are gone from their paths."""
@@ -225,32 +250,25 @@ class GroupCommitWriter:
     def _may_use_reserve(self, write: Write) -> bool:
         return self._spends_reserve or any(statement.may_use_reserve for statement in write.statements)
 
-    def _next_group(self) -> list[Write]:
-        """Wait for a write and take all others that are there; empty when the writer is closed."""
-        group: list[Write] = []
-        writes = self._next_writes()
-        with suppress(Empty):
-            while writes is not None:
-                group += writes
-                if len(group) >= MAX_WRITES_PER_COMMIT:
-                    return group
-                writes = self._queue.get_nowait()
-            self._queue.put(None)  # closed: write this group first, then end at the second look
-        return group
-
-    def _next_writes(self) -> list[Write] | None:
+    def _next_group(self) -> list[Write] | None:
         """Wait for writes; if none come soon, look once for commits of other processes after the last own one."""
         with suppress(Empty):
             return self._queue.get(timeout=LAST_LOOK_SECONDS)
         with suppress(sqlite3.Error):
             if self.recorder.look():
-                self._report((), ())
+                self._report((), (), is_free=False)
         return self._queue.get()
 
     # -- in the event loop
 
-    def _finish_group(self, group: Sequence[Write], results: Sequence[Result], changed: ChangedRows) -> None:
+    def _finish_group(
+        self, group: Sequence[Write], results: Sequence[Result], changed: ChangedRows, is_free: bool
+    ) -> None:
         self._on_changes(changed)
+        if is_free:
+            self._is_writing = False
+            if self._submitted:  # the next group after this turn, with all that the turn adds
+                self._loop.call_soon(self._start_group)
         self._unfinished -= len(group)
         if group and not self._unfinished:
             self.turns.end()

@@ -35,6 +35,8 @@ class ThreadTurns:
 
     def __init__(self) -> None:
         self.computing = threading.Lock()
+        self._gate = threading.Lock()
+        """Held from the hand-over of work until the thread waits for something else, or has done it."""
         self._awaited = 0
         self._timer: asyncio.TimerHandle | None = None
         self._sleeps = 0
@@ -42,17 +44,41 @@ class ThreadTurns:
         """Of the thread; also when the disk has answered, until it has the GIL."""
 
     @contextmanager
+    def working(self) -> Iterator[None]:
+        """Do what was handed over."""
+        with self.computing:
+            try:
+                yield
+            finally:
+                self._open_gate()
+
+    @contextmanager
     def waiting(self) -> Iterator[None]:
         """Let the loop go on while the thread waits for something else."""
         self._is_waiting = True
         self.computing.release()
+        self._open_gate()
         try:
             yield
         finally:
             self._is_waiting = False
             self.computing.acquire()
 
+    def _open_gate(self) -> None:
+        if self._gate.locked():
+            self._gate.release()
+
     # -- in the event loop
+
+    def close_gate(self) -> None:
+        """Do this before work is handed over to an idle thread."""
+        self._gate.acquire(blocking=False)
+
+    def wait_at_gate(self) -> None:
+        """Wait until the thread waits for something else, or has done its work; two milliseconds at most."""
+        sleeps = _count_sleeps()
+        self._gate.acquire(timeout=MAX_WAIT_SECONDS)
+        self._sleeps += _count_sleeps() - sleeps  # this was not an idle moment
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look after the thread until as many calls of `end`."""
