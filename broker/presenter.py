@@ -29,7 +29,6 @@ THUMBNAIL_SIZE: Final = 512
 """Longest side of the thumbnail that `thumbnail` links to."""
 
 TASK_ID: Final = f"^{ids.TASK_ID.pattern}$"
-IMAGE_NAME: Final = r"(generated|reference)_[0-9a-f]{32}\.(png|jpg|webp)"
 
 
 # -- the models
@@ -74,14 +73,14 @@ def _moment_text(value: Any) -> Any:
 
 Absent = SkipJsonSchema[None]
 """Type of a key that may be missing, but is never null."""
-TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * 32}"])]
+TaskId = Annotated[str, Field(pattern=TASK_ID, examples=[f"task_{'0' * ids.NUMBER_DIGITS}"])]
 Moment = Annotated[
     str,
     BeforeValidator(_moment_text),
     Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T12:00:00.000Z"]),
 ]
 """ISO 8601 in UTC; made of text or of seconds since the epoch."""
-ImagePath = Annotated[str, Field(pattern=f"^/uploads/(images|references)/{IMAGE_NAME}$")]
+ImagePath = Annotated[str, Field(pattern=f"^/uploads/(images|references)/{ids.IMAGE_NAME.pattern}$")]
 MediaType = Annotated[str, OneOf(MEDIA_TYPES)]
 ModeName = Annotated[str, OneOf(MODES)]
 TaskStatus = Annotated[str, OneOf(("pending", "processing", "completed", "failed", "canceled"))]

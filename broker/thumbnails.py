@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import secrets
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -27,6 +26,7 @@ from broker.metrics import Metrics
 from storage.blobs.staging import Blob, Draft
 from storage.blobs.store import BlobMissing, BlobStore
 from storage.errors import StorageError
+from storage.ids import new_image_name
 from storage.images import Images, Kind, StoredImage
 from storage.sql.database import Stale
 from storage.tasks import Tasks
@@ -148,8 +148,9 @@ class Thumbnails:
         self, image: StoredImage, size: ThumbnailSize, thumbnail: Thumbnail, blob: Blob
     ) -> StoredImage | None:
         """Insert the row, or return that of a faster process; None if the image has been deleted."""
+        now = self.clock.now()
         row = StoredImage(
-            name=f"thumbnail_{secrets.token_hex(16)}.webp",
+            name=new_image_name("thumbnail", now, "webp"),
             owner=image.owner,
             kind=_KINDS[size],
             position=image.position,
@@ -159,7 +160,7 @@ class Thumbnails:
             width=thumbnail.width,
             height=thumbnail.height,
             sha256=blob.sha256,
-            created_at=self.clock.now(),
+            created_at=now,
         )
         with contextlib.suppress(Stale):
             await self.tasks.database.transact(self.tasks.lock_owner(image.owner), self.images.insert_image(row))

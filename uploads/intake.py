@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import io
 import re
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import anyio.to_thread
 from storage.blobs.staging import Blob
 from storage.blobs.store import BlobStore
 from storage.errors import StorageError
+from storage.ids import new_image_name
 from storage.images import Kind, StoredImage
 from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
 from uploads.structure import ImageInfo, InvalidImage
@@ -56,7 +56,7 @@ class AcceptedImage:
         """Return the row of this image, with a public name that cannot be guessed."""
         prefix = "generated" if kind == "result" else "reference"
         return StoredImage(
-            name=f"{prefix}_{secrets.token_hex(16)}.{self.extension}",
+            name=new_image_name(prefix, now, self.extension),
             owner=owner,
             kind=kind,
             position=position,

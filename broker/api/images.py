@@ -29,15 +29,15 @@ from broker.api.http.query import EMPTY, ParsedText, QueryModel
 from broker.api.http.responses import IMAGE_SECURITY_HEADERS, DataResponse, data_response, etag_matches
 from broker.clock import Clock
 from broker.errors import ApiError
-from broker.presenter import IMAGE_NAME, ImageMetadata, TaskPresenter
+from broker.presenter import ImageMetadata, TaskPresenter
 from broker.tasks.queries import TaskQueries
 from broker.thumbnails import Thumbnails
 from storage.blobs.store import BlobMissing, BlobStore
+from storage.ids import IMAGE_NAME
 from storage.images import Images, Kind, StoredImage
 from uploads.detect import MEDIA_TYPES
 from uploads.thumbnails import THUMBNAIL_SIZES
 
-_NAME: Final = re.compile(IMAGE_NAME)
 _SIZE: Final = re.compile(r"[0-9]{1,6}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _REVALIDATE: Final = {"cache-control": "private, no-cache"}
@@ -173,7 +173,7 @@ class ImageRoutes:
         return BlobResponse(reader, status, headers)
 
     async def _find(self, name: str, kind: Kind) -> StoredImage:
-        image = await self.images.get_by_name(name) if _NAME.fullmatch(name) else None
+        image = await self.images.get_by_name(name) if IMAGE_NAME.fullmatch(name) else None
         if image is None or image.kind != kind:
             raise _not_found()
         return image

@@ -16,6 +16,7 @@ from broker.cli.console import CommandError, print_line
 from broker.cli.embedded import run_embedded_broker
 from broker.client import AsyncClient, Image
 from broker.services import Services
+from storage.ids import shorten_id
 
 DEADLINE_SECONDS: Final = 30
 FOLDER: Final = Path("data/demo")
@@ -53,7 +54,7 @@ async def _make_image(
     print_step(f"order accepted, durable before the answer: {order.id}")
     async with aclosing(client.events(order)) as changes:
         async for task in changes:
-            print_step(f"GET /api/task/{order.id[:12]}…/events: {task.status}, {task.stage}")
+            print_step(f"GET /api/task/{shorten_id(order.id)}…/events: {task.status}, {task.stage}")
     (image,) = await client.images(order)
     callbacks = await services.tables.callbacks.list_newest(limit=10, task_id=order.id)
     if not any(callback.verification == "accept" for callback in callbacks):

@@ -20,7 +20,7 @@ from broker.ordering.offers import most_references
 from broker.orders import Turn, TurnPart
 from broker.tasks.accounts.pools import ProviderAccounts
 from storage.conversations.turns import StoredTurn, Turns, TurnTask
-from storage.ids import reference_owner
+from storage.ids import reference_owner, time_digits
 from storage.images import Images, StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
@@ -148,10 +148,10 @@ class History:
 
         Its name is the same in all processes that let the turn go, and as hard to guess as the id of the batch.
         """
-        name = hashlib.sha256(f"{batch} {position}".encode()).hexdigest()[:32]
+        digits = hashlib.sha256(f"{batch} {position}".encode()).hexdigest()[:32]
         return replace(
             image,
-            name=f"reference_{name}.{image.name.rpartition('.')[2]}",
+            name=f"reference_{time_digits(batch)}{digits}.{image.name.rpartition('.')[2]}",
             owner=reference_owner(batch),
             kind="reference",
             position=position,

@@ -71,7 +71,7 @@ class ConversationService:
         """Return a new conversation. title: None for that of its first prompt. Raises `ApiError`."""
         now = self.clock.now()
         conversation = StoredConversation(
-            id=new_conversation_id(),
+            id=new_conversation_id(now),
             owner=owner,
             title=check_title(title) if title else "",
             turns=0,
@@ -176,7 +176,7 @@ class ConversationService:
         return NextTurn(
             service=self,
             conversation_id=conversation.id,
-            id=new_turn_id(),
+            id=new_turn_id(self.clock.now()),
             parent_id=found.id if found else None,
             parent_task=parent if found and parent != found.id else None,
         )

@@ -118,7 +118,9 @@ def build_tasks(
 
     base: as in `base_columns`. shares_of_task: the columns of its reservations.
     """
-    ids = iter(sorted([new_task_id() for order in orders for _ in range(order.request.count)]))  # the order of reading
+    now = base["created_at"]
+    new = [new_task_id(now) for order in orders for _ in range(order.request.count)]
+    ids = iter(sorted(new))  # the order of reading
     tasks: list[Task] = []
     for order, images in zip(orders, references, strict=True):
         request, plan = order.request, order.plan

@@ -62,7 +62,7 @@ class ReferenceIntake:
 
     async def inspect(self, caller: str, request: OrderRequest, model: str) -> None:
         """Raise `ApiError` where `store` would, and store nothing. Addresses of others are checked, not downloaded."""
-        owner = reference_owner(new_batch_id())
+        owner = reference_owner(new_batch_id(self.clock.now()))
         try:
             for sent in request.sources:
                 source = await self._find_own(caller, sent, request.host)

@@ -151,10 +151,11 @@ class OrderService:
             return await self._repeat_winner(record, error)
         if has_work:
             await self._check_callback_urls(orders, details)
-        batch = new_batch_id()
+        now = self.clock.now()
+        batch = new_batch_id(now)
         try:
             references = await self._store_references(caller, batch, orders) if has_work else [()] * len(orders)
-            now = self.clock.now()
+            now = self.clock.now() if has_work else now
             deadline_at, is_held = now + self.policy.queue_seconds, continuation is not None
             base = base_columns(caller, batch, created_at=now, deadline_at=deadline_at, is_held=is_held)
             writing = OrderWriting(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
@@ -16,6 +15,7 @@ from broker.logs import log, safe_exc_info
 from broker.metrics import Metrics
 from broker.notifications.deliverer import Deliverer
 from storage.errors import StorageError
+from storage.ids import random_digits
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
 
@@ -267,7 +267,7 @@ class LeaseKeeper:
 
 def new_lease(clock: Clock, seconds: float) -> Lease:
     """Return a lease with a new holder."""
-    return Lease(holder=secrets.token_hex(8), until=clock.now() + seconds)
+    return Lease(holder=random_digits(16), until=clock.now() + seconds)
 
 
 def _step_state(state: TaskState) -> TaskState:

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from storage.errors import StorageError, StorageFull
+from storage.ids import random_digits
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -87,7 +87,7 @@ class StagingArea:
 
     def new(self) -> HashingFile:
         self.require_room()
-        return HashingFile(self._folder / secrets.token_hex(16))
+        return HashingFile(self._folder / random_digits(32))
 
     def require_room(self) -> None:
         """Raise `StorageFull` below the free floor."""

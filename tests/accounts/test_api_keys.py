@@ -198,7 +198,7 @@ async def test_what_a_revoked_key_without_a_user_pinned_goes_with_retention(proc
         task = a_task(number, caller=owner, state=TaskState.SUCCEEDED, ended_at=50.0, due_at=9e9, pinned_at=60.0)
         await one.database.transact(tables.tasks.insert_task(task))
         talk = StoredConversation(
-            id=new_conversation_id(), owner=owner, title="", turns=0, created_at=1.0, updated_at=1.0
+            id=new_conversation_id(1.0), owner=owner, title="", turns=0, created_at=1.0, updated_at=1.0
         )
         assert await tables.conversations.insert_if_fewer(talk, 9)
         await one.database.transact(tables.conversations.pin(talk, 60.0, limit=None))

@@ -254,21 +254,21 @@ def test_unauthorized_error_names_the_cure() -> None:
 
 
 PATH_VALUES = {
-    "/api/task/": f"task_{'0' * 32}",
-    "/api/batch/": f"batch_{'0' * 32}",
+    "/api/task/": f"task_{'0' * 43}",
+    "/api/batch/": f"batch_{'0' * 43}",
     "/api/callbacks/": f"callback_{'0' * 24}",
     "/api/deliveries/": f"evt_{'0' * 32}",
-    "/uploads/images/": f"generated_{'0' * 32}.png",
-    "/uploads/references/": f"reference_{'0' * 32}.png",
+    "/uploads/images/": f"generated_{'0' * 43}.png",
+    "/uploads/references/": f"reference_{'0' * 43}.png",
     "/api/webhook/": "kie",
     "/api/providers/": "kie",
     "/docs/": "start.js",
     "/fal/": "nothing",
-    "/v1/predictions/": f"task_{'0' * 32}",
+    "/v1/predictions/": f"task_{'0' * 43}",
     "/v1/models/": "nano-banana",
     "/v1/deployments/": "nano-banana",
-    "/v1/images/tasks/": f"task_{'0' * 32}",
-    "/v1/tasks/": f"task_{'0' * 32}",
+    "/v1/images/tasks/": f"task_{'0' * 43}",
+    "/v1/tasks/": f"task_{'0' * 43}",
 }
 PUBLIC = """GET / · GET /health · GET /api/task/{id} · GET /api/task/{id}/events · GET /api/batch/{id} ·
     GET /uploads/images/{name} · GET /uploads/references/{name} · GET /fal/.well-known/jwks.json ·

@@ -231,7 +231,7 @@ async def test_pages_list_every_callback_once_newest_first(tmp_path: Path) -> No
         ({"limit": "0"}, "limit"),
         ({"limit": "many"}, "limit"),
         ({"cursor": "x"}, "cursor"),
-        ({"cursor": f"1000.5-task_{0:032x}"}, "cursor"),
+        ({"cursor": f"1000.5-task_{0:043x}"}, "cursor"),
         ({"verification": "fine"}, "verification"),
         ({"task": "a\x00b"}, "task"),
         ({"task": "x" * 101}, "task"),
@@ -485,7 +485,7 @@ async def test_valid_token_is_valid_for_its_own_task_only(tmp_path: Path) -> Non
     """Its task may be deleted by now; a job id in the body must not lead to another one."""
     async with open_api(tmp_path) as broker:
         task = await a_job(broker)
-        gone = f"task_{'9' * 32}"
+        gone = f"task_{'9' * 43}"
         token = broker.services.tokens.token(gone, 1)
         path = f"{WEBHOOK_PATH}?{httpx.QueryParams({'task': gone, 'attempt': '1', 'token': token})}"
         callback_id = await send_callback(broker, path, done())

@@ -107,7 +107,7 @@ async def test_token_decides_without_a_webhook_key(tmp_path: Path) -> None:
             ("wrong token from here", address(broker, task, other), {}, 401, "unauthorized"),
             (
                 "another task",
-                f"{WEBHOOK_PATH}?task=task_{'9' * 32}&attempt=1&token={token}",
+                f"{WEBHOOK_PATH}?task=task_{'9' * 43}&attempt=1&token={token}",
                 FORWARDED,
                 401,
                 "unauthorized",

@@ -20,7 +20,7 @@ from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.anyio
 
-OWNER = "task_" + "1" * 32
+OWNER = "task_" + "1" * 43
 DATA = bytes(range(256)) * 40  # 10 240 bytes; the route does not read them
 FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 
@@ -141,7 +141,7 @@ async def test_unknown_name_is_not_found(tmp_path: Path) -> None:
             f"/uploads/images/{result.name.upper()}",
             f"/uploads/images/{result.name}%0a",
             f"/uploads/images/{result.name}%00",
-            f"/uploads/images/generated_{'0' * 32}.png",
+            f"/uploads/images/generated_{'0' * 43}.png",
             f"/uploads/images/{result.blob}",
             "/uploads/images/",
             "/uploads/images/..%2f..%2fbroker.db",
@@ -255,7 +255,7 @@ async def test_metadata_names_the_tasks_of_an_image(tmp_path: Path) -> None:
 
 async def test_metadata_of_a_reference_names_all_tasks_of_its_request(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        batch = f"batch_{1:032x}"
+        batch = f"batch_{1:043x}"
         first, second, third = [await broker.add_task(number=number, batch=batch) for number in (1, 2, 3)]
         image = await broker.add_image(batch.replace("batch_", "refs_"), DATA, kind="reference")
         data = (await get_metadata(broker, image)).json()["data"]
@@ -287,7 +287,7 @@ async def test_metadata_of_an_unknown_image_is_not_found(tmp_path: Path) -> None
             f"/uploads/references/{result.name}.json",
             f"/uploads/images/{result.name}.json.json",
             f"/uploads/images/{result.name}x.json",
-            f"/uploads/images/generated_{'0' * 32}.png.json",
+            f"/uploads/images/generated_{'0' * 43}.png.json",
             "/uploads/images/.json",
             "/uploads/images/%2e%2e%2fbroker.json",
         ):

@@ -37,7 +37,7 @@ async def add_attempts(broker: ApiBroker, *attempts: tuple[str, str | None, floa
     """Insert attempts of the first key: outcome, error code, and how many seconds ago it was sent."""
     rows = [
         Attempt(
-            task_id=f"task_{number:032x}",
+            task_id=f"task_{number:043x}",
             number=number,
             provider="kie",
             key_id=FIRST,
@@ -246,6 +246,6 @@ async def test_routes_of_an_order_are_stored_with_its_task(tmp_path: Path) -> No
 
 async def test_attempts_of_an_unknown_task_are_not_found(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        for task_id in (f"task_{'0' * 32}", "x", "%00"):
+        for task_id in (f"task_{'0' * 43}", "x", "%00"):
             answer = await broker.client.get(f"/api/task/{task_id}/attempts")
             assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")

@@ -26,7 +26,7 @@ from tests.support.log_lines import captured_lines
 pytestmark = pytest.mark.anyio
 
 MESSAGES = Messages.load()
-IMAGE = f"/uploads/images/generated_{'0' * 32}.png"
+IMAGE = f"/uploads/images/generated_{'0' * 43}.png"
 CANARY = "canary-in-an-error-message"
 
 
@@ -128,7 +128,7 @@ async def test_unknown_paths_and_methods_are_rejected(tmp_path: Path) -> None:
             await check(await broker.client.get(path), 404, "not_found")
         wrong = {
             ("POST", "/health"): "GET, HEAD",
-            ("PUT", f"/api/task/task_{'0' * 32}"): "DELETE, GET, HEAD",
+            ("PUT", f"/api/task/task_{'0' * 43}"): "DELETE, GET, HEAD",
             ("GET", "/api/generate/image"): "POST",
             ("PATCH", "/api/webhook/nano-banana"): "GET, HEAD, POST",
             ("OPTIONS", "/api/tasks"): "GET, HEAD",

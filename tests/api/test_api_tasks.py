@@ -169,7 +169,7 @@ async def test_text_that_the_model_wrote_is_returned_with_the_images(tmp_path: P
 
 IDS_OF_NOTHING = [
     *("task_", "x", "..", "🍌", "task_٠", "'; DROP TABLE tasks", "%00", "%0a", "%ff%fe", "%2e%2e%2fetc%2fpasswd"),
-    *("task_" + digits for digits in ("0" * 32, "0" * 33, "A" * 32, "0" * 32 + "%0a", "0" * 5000)),
+    *("task_" + digits for digits in ("0" * 43, "0" * 32, "0" * 44, "A" * 43, "0" * 43 + "%0a", "0" * 5000)),
 ]
 
 
@@ -421,7 +421,7 @@ async def test_list_can_be_filtered_by_status(tmp_path: Path) -> None:
         await broker.add_task(number=4, state=TaskState.EXPIRED, ended_at=5.0)
         for status, number in {"pending": 1, "processing": 2, "completed": 3}.items():
             page = (await broker.client.get(f"/api/tasks?status={status}")).json()
-            assert [data["id"] for data in page["data"]] == [f"task_{number:032x}"], status
+            assert [data["id"] for data in page["data"]] == [f"task_{number:043x}"], status
         assert len((await broker.client.get("/api/tasks?status=&limit=&cursor=")).json()["data"]) == 3
         assert len((await broker.client.get("/api/tasks?limit=999999999")).json()["data"]) == 3
 
@@ -430,8 +430,8 @@ INVALID_QUERIES = [
         *(("limit", value) for value in ("0", "-1", "x", "1.5", "9" * 40, "%00", "٣", "1e3", " ")),
         *(("status", value) for value in ("done", "PENDING", "%00", "expired", "' OR 1=1", "x" * 5000)),
         *(("cursor", value) for value in ("x", "%00", "🍌", "=", "A" * 5000, "%ff", "1.0", "a-b", "1.0-task_x",
-                                          f"1e999-task_{0:032x}", f"nan-task_{0:032x}", f"-1.0-task_{0:032x}",
-                                          f"1.0-task_{0:032x}%0A", f"1.0-task_{0:032x}!", f"1.0-evt_{0:032x}")),
+                                          f"1e999-task_{0:043x}", f"nan-task_{0:043x}", f"-1.0-task_{0:043x}",
+                                          f"1.0-task_{0:043x}%0A", f"1.0-task_{0:043x}!", f"1.0-evt_{0:032x}")),
     ]  # fmt: skip
 
 

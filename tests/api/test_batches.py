@@ -16,7 +16,7 @@ from tests.support.brokers import open_broker
 pytestmark = pytest.mark.anyio
 
 CREATE = "/api/generate/image"
-BATCH = f"batch_{'b' * 32}"
+BATCH = f"batch_{'b' * 43}"
 
 
 async def batch_of(broker: ApiBroker, *states: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ async def test_batch_status_follows_from_its_tasks(tmp_path: Path, states: list[
 async def test_wait_ends_with_the_last_task(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         await batch_of(broker, DONE, WAITING, WAITING)
-        one, other = [await broker.services.queries.get(f"task_{number:032x}", EVERYTHING) for number in (2, 3)]
+        one, other = [await broker.services.queries.get(f"task_{number:043x}", EVERYTHING) for number in (2, 3)]
         poll = asyncio.create_task(broker.client.get(f"/api/batch/{BATCH}?wait=30"))
         for task in (one, other):
             assert not poll.done()
@@ -89,7 +89,7 @@ async def test_wait_ends_with_the_last_task(tmp_path: Path) -> None:
         assert (await poll).json()["data"]["status"] == "completed"
 
 
-@pytest.mark.parametrize("batch_id", [BATCH, "batch_x", f"task_{'0' * 32}", "x" * 300, "batch_%00"])
+@pytest.mark.parametrize("batch_id", [BATCH, "batch_x", f"task_{'0' * 43}", "x" * 300, "batch_%00"])
 async def test_unknown_batch_is_not_found(tmp_path: Path, batch_id: str) -> None:
     """The id of a task is not that of its batch: it must not reveal the other tasks."""
     async with open_api(tmp_path) as broker:
@@ -217,7 +217,7 @@ async def test_task_that_did_not_fail_for_good_is_not_retried(
 
 async def test_task_without_its_references_is_not_retried(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        ref = {"name": "a", "blob": f"refs_{'0' * 32}/{'0' * 64}", "media_type": "image/png", "size": 1, "sha256": "0"}
+        ref = {"name": "a", "blob": f"refs_{'0' * 43}/{'0' * 64}", "media_type": "image/png", "size": 1, "sha256": "0"}
         task = await broker.add_task(**FAILED, mode="image-to-image", references=(ref,))
         answer = await broker.client.post(f"/api/task/{task.id}/retry")
         assert (answer.status_code, answer.json()["code"]) == (410, "task_expired")

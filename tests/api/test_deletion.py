@@ -55,7 +55,7 @@ async def test_deleted_task_is_gone_with_images_webhooks_and_callbacks(tmp_path:
 
 async def test_references_stay_for_the_other_task_of_the_request(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
-        batch = f"batch_{7:032x}"
+        batch = f"batch_{7:043x}"
         tasks = [await add_ended(broker, number, batch=batch) for number in (1, 2)]
         reference = await broker.add_image(reference_owner(batch), png("blue"), kind="reference")
         result = await broker.add_image(tasks[0].id, png())

@@ -80,7 +80,7 @@ async def test_addresses_of_others_are_not_ours(tmp_path: Path) -> None:
 async def test_image_that_is_gone_is_refused_with_a_cure(tmp_path: Path) -> None:
     async with open_api(tmp_path) as broker:
         image, file, foreign = await a_result(broker), await a_file(broker), await a_file(broker, "somebody else")
-        without_bytes = await broker.add_image("task_" + "d" * 32, png(), position=1)
+        without_bytes = await broker.add_image("task_" + "d" * 43, png(), position=1)
         await broker.services.blobs.delete(without_bytes.owner)
         await broker.services.files.delete("house:local", file)
         gone = [f"/v1/files/{file}", f"/v1/files/{foreign}", f"/uploads/references/{image.name}"]

@@ -16,7 +16,7 @@ from tests.support.log_lines import captured_lines
 pytestmark = pytest.mark.anyio
 
 Lines = list[LogEvent]
-UNKNOWN = f"/api/task/task_{'0' * 32}"
+UNKNOWN = f"/api/task/task_{'0' * 43}"
 
 
 def request_lines(lines: Lines) -> Lines:

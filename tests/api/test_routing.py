@@ -91,6 +91,6 @@ async def test_path_is_not_compared_with_routes_of_other_paths(tmp_path: Path, m
         monkeypatch.setattr(EndpointRoute, "matches", count)
         assert (await broker.client.get("/api/models")).status_code == 200
         assert compared == []
-        await broker.client.get(f"/api/batch/batch_{'0' * 32}")
+        await broker.client.get(f"/api/batch/batch_{'0' * 43}")
     assert all(path.startswith("/api/batch/") for path in compared)
     assert len(compared) <= 3

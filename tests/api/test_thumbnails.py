@@ -38,12 +38,12 @@ FORWARDED = {"X-Forwarded-For": "8.8.8.8"}
 async def shown(broker: ApiBroker, number: int = 1, data: bytes = DATA, **changes: Any) -> StoredImage:
     """Return the result of a succeeded task."""
     task = await broker.add_task(number=number, state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
-    name = f"generated_{number:032x}.png"
+    name = f"generated_{number:043x}.png"
     return await broker.add_image(task.id, data, **{"name": name, "width": WIDTH, "height": HEIGHT, **changes})
 
 
 async def referred(broker: ApiBroker, number: int = 1) -> StoredImage:
-    task = await broker.add_task(number=number, batch=f"batch_{number:032x}")
+    task = await broker.add_task(number=number, batch=f"batch_{number:043x}")
     owner = task.id.replace("task_", "refs_")
     return await broker.add_image(owner, DATA, kind="reference", width=WIDTH, height=HEIGHT)
 

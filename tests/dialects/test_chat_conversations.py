@@ -114,7 +114,7 @@ async def test_each_turn_shows_a_one_shot_provider_the_last_image(tmp_path: Path
             await broker.client.get(f"/conversations/{conversation}/messages"),
             await broker.client.delete(f"/conversations/{conversation}"),
             await say(broker, conversation, "again"),
-            await say(broker, "conv_" + "0" * 32, "a fox"),
+            await say(broker, "conv_" + "0" * 43, "a fox"),
             await say(broker, "7", "a fox"),
         ]
         assert {answer.status_code for answer in gone} == {404}
@@ -160,7 +160,7 @@ async def test_gemini_gets_the_branch_in_its_own_words_and_no_failed_turn(tmp_pa
         assert (await contents(broker, -1))[-2] == model_turn(newest)
 
         other = await begin(broker)
-        for parent_id in (messages[1]["id"], tasks[0], "turn_" + "0" * 32, "x"):
+        for parent_id in (messages[1]["id"], tasks[0], "turn_" + "0" * 43, "x"):
             assert (await say(broker, other, "a fox", parent_id=parent_id)).status_code == 404
         without = await broker.client.post("/v1/generate", json={"prompt": "a fox", "model": PRO, "parent_id": "x"})
         assert (without.status_code, without.headers["x-ignored"]) == (200, "parent_id")

@@ -299,7 +299,7 @@ async def test_result_before_the_end_and_of_a_canceled_request_is_an_error(broke
     assert (canceled.status_code, canceled.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
     gone = await broker.client.get(ticket["response_url"])
     assert (gone.status_code, gone.headers["x-fal-error-type"]) == (499, "client_cancelled")
-    unknown = await broker.client.get(f"/fal/{APP}/requests/task_{0:032x}/status")
+    unknown = await broker.client.get(f"/fal/{APP}/requests/task_{0:043x}/status")
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "not_found")
 
 

@@ -90,7 +90,7 @@ async def test_errors_have_a_detail_and_failures_a_message(broker: RunningBroker
         answer = await broker.client.post(GENERATE, json=body)
         assert (answer.status_code, list(answer.json())) == (400, ["detail"]), body
     assert await broker.provider_jobs() == []
-    unknown = await broker.client.get(f"/api/v1/images/status/task_{0:032x}")
+    unknown = await broker.client.get(f"/api/v1/images/status/task_{0:043x}")
     assert (unknown.status_code, list(unknown.json())) == (404, ["detail"])
     failed = await wait_image(broker, await generate(broker, prompt="a fox [mood:flagged]"))
     assert (failed["status"], failed["result_url"]) == ("failed", None)

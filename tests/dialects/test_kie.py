@@ -99,7 +99,7 @@ async def test_errors_have_a_code_and_no_data(broker: RunningBroker) -> None:
         await create(broker, prompt="a fox", image_input="no list"),
         await create(broker, prompt="a fox", url="http://10.0.0.1/hook"),
         await broker.client.post(CREATE, json={"model": "nano-banana-2"}),
-        await broker.client.get(RECORD, params={"taskId": f"task_{0:032x}"}),
+        await broker.client.get(RECORD, params={"taskId": f"task_{0:043x}"}),
     ]
     assert [(one.status_code, one.json()["code"], one.json()["data"]) for one in refused] == [(200, 422, None)] * 8
     missing = (await broker.client.get(RECORD)).json()
@@ -210,7 +210,7 @@ async def test_download_that_is_left_closes_its_file(broker: RunningBroker) -> N
         async with broker.client.stream("GET", url) as response:
             await anext(response.aiter_raw(1000))
     async with asyncio.timeout(5):
-        while any("/blobs/" in name for name in open_files()):  # noqa: ASYNC110
+        while any("/file_" in name for name in open_files()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -45,7 +45,7 @@ async def test_task_is_accepted_polled_and_has_links(tmp_path: Path) -> None:
         answer = await broker.client.post("/v1/images/generations/async", json=body, headers=as_caller(0))
         accepted = answer.json()
         assert answer.status_code == 202, answer.text
-        assert re.fullmatch("imgtask_[0-9a-f]{32}", accepted["id"])
+        assert re.fullmatch("imgtask_[0-9a-f]{43}", accepted["id"])
         assert accepted == {
             "id": accepted["id"],
             "task_id": accepted["id"],
@@ -74,7 +74,7 @@ async def test_task_is_accepted_polled_and_has_links(tmp_path: Path) -> None:
         by_task = await broker.client.get(f"/v1/tasks/{answer.headers['x-request-id']}", headers=as_caller(0))
         assert by_task.json()["results"] == links[:1]
 
-        unknown = await broker.client.get(f"/v1/images/tasks/imgtask_{0:032x}", headers=as_caller(0))
+        unknown = await broker.client.get(f"/v1/images/tasks/imgtask_{0:043x}", headers=as_caller(0))
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "task_not_found")
         gone = a_task(0, state=TaskState.EXPIRED, ended_at=0.0)
         await broker.services.database.transact(broker.services.tables.tasks.insert_task(gone))

@@ -169,7 +169,7 @@ async def test_pages_follow_each_other(broker: RunningBroker) -> None:
     ended: dict[str, Any] = {"state": TaskState.CANCELED, "ended_at": now, "due_at": now + 3600, "deadline_at": now}
     moments: dict[str, Any] = {"created_at": now, "updated_at": now, "entered_at": now}
     tasks = [
-        Task(id=new_task_id(), batch=new_batch_id(), caller="house:local", provider="kie", model="nano-banana",
+        Task(id=new_task_id(now), batch=new_batch_id(now), caller="house:local", provider="kie", model="nano-banana",
              mode="text-to-image", prompt="a canceled fox", **ended, **moments)
         for _ in range(100)
     ]  # fmt: skip

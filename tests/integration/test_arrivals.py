@@ -169,10 +169,10 @@ async def test_held_turns_and_orders_with_slots_of_their_own_and_for_several_pro
 ) -> None:
     async with arriving(tmp_path, clock, openrouter_keys="a-key-of-openrouter-0123456789") as broker:
         task, arrivals = await broker.order(replace(FOX, provider="kie")), broker.services.arrivals
-        new = replace(task, id=new_task_id(), leased_by="", lease_until=0.0)
+        new = replace(task, id=new_task_id(clock.now()), leased_by="", lease_until=0.0)
         held = replace(new, due_at=new.deadline_at + 1)
         slow = replace(new, provider="openrouter")
-        for tasks in [(held,), (slow,), (new, replace(slow, id=new_task_id()))]:
+        for tasks in [(held,), (slow,), (new, replace(slow, id=new_task_id(clock.now())))]:
             arrival = await arrivals.take(tasks)
             assert (arrival.tasks, arrival.is_promised) == (tasks, False)
             arrivals.finish(arrival, is_written=True)

@@ -47,7 +47,7 @@ from tests.support.faulty_http import Script, Server, Visit, answers, head, rst,
 pytestmark = pytest.mark.anyio
 
 KEY = "a-key-of-a-caller"
-ID = "task_" + "1" * 32
+ID = "task_" + "1" * 43
 PNG = png()
 SHA = hashlib.sha256(PNG).hexdigest()
 

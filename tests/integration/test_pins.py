@@ -63,7 +63,7 @@ def files(folder: Path) -> int:
 
 async def test_pinned_task_and_its_references_are_kept_until_it_is_unpinned(tmp_path: Path, clock: ManualClock) -> None:
     """Also beyond a retention time that was made shorter, and beyond the time of the other task of the request."""
-    batch = f"batch_{7:032x}"
+    batch = f"batch_{7:043x}"
     async with still(tmp_path, clock) as services:
         pinned, other = [await add_ended(services, number, batch=batch) for number in (1, 2)]
         await add_file(services, reference_owner(batch), "reference", 3)

@@ -27,7 +27,7 @@ DONE = Finished(outputs=("http://127.0.0.1:9/x.png",), job_id="job", cost=1.0)
 async def a_waiting_task(broker: RunningBroker) -> Task:
     now = broker.services.clock.now()
     task = Task(
-        id=f"task_{'1' * 32}",
+        id=f"task_{'1' * 43}",
         batch="batch",
         caller="house:local",
         state=TaskState.WAITING,
@@ -98,7 +98,7 @@ async def test_nothing_is_stored_where_the_effect_cannot_be(tmp_path: Path, trou
         await until(lambda: _is_open(broker))
         report: Report = DONE
         if trouble == "task gone":
-            task = replace(task, id=f"task_{'2' * 32}")
+            task = replace(task, id=f"task_{'2' * 43}")
         elif trouble == "task deleted":
             task = replace(task, state=TaskState.EXPIRED)
         else:

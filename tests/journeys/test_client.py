@@ -128,7 +128,7 @@ async def test_missing_rights_are_api_errors(broker: RunningBroker) -> None:
             await client.create("a fox")
         assert caught.value.status == 401
         with pytest.raises(BrokerApiError) as caught:
-            await client.get("task_" + "0" * 32)
+            await client.get("task_" + "0" * 43)
         assert caught.value.code == "task_not_found"
 
 

@@ -53,7 +53,7 @@ async def test_the_old_front_end_works_unchanged(broker: RunningBroker, tmp_path
         polled(broker, "text-to-image", "a red fox", origin="https://evil.example"),
     )
     for made in (text, image):
-        assert re.fullmatch(r"/uploads/images/generated_[0-9a-f]{32}\.png", made["url"])
+        assert re.fullmatch(r"/uploads/images/generated_[0-9a-f]{43}\.png", made["url"])
         assert (made["type"], made["bytes"] > 1000) == ("image/png", True)
     assert text["url"] != image["url"]
     assert "safety filter" in flagged["error"]

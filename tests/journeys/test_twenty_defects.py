@@ -250,7 +250,7 @@ async def test_17_the_name_of_an_upload_means_nothing(broker: RunningBroker) -> 
     )
     task = await broker.services.queries.get(answer.json()["taskId"], EVERYTHING)
     served = await broker.client.get(f"/uploads/references/{task.references[0]['name']}")
-    assert re.fullmatch(r"reference_[0-9a-f]{32}\.jpg", task.references[0]["name"])
+    assert re.fullmatch(r"reference_[0-9a-f]{43}\.jpg", task.references[0]["name"])
     assert served.headers["content-type"] == "image/jpeg"
     assert served.headers["x-content-type-options"] == "nosniff"
 
@@ -267,8 +267,8 @@ async def test_18_a_refused_request_leaves_nothing_behind(broker: RunningBroker,
 
 async def test_19_ids_cannot_be_guessed(broker: RunningBroker) -> None:
     ids = {await broker.create_task("a red bicycle") for _ in range(20)}
-    assert all(re.fullmatch(r"task_[0-9a-f]{32}", task_id) for task_id in ids)
-    assert len({task_id[:12] for task_id in ids}) == 20
+    assert all(re.fullmatch(r"task_[0-9a-f]{43}", task_id) for task_id in ids)
+    assert len({task_id[16:24] for task_id in ids}) == 20  # what follows the moment
 
 
 async def test_20_references_go_to_the_model_that_edits_and_what_is_unused_is_said(broker: RunningBroker) -> None:

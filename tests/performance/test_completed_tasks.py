@@ -57,7 +57,7 @@ def make_images(rng: random.Random, task: Task, services: Services) -> list[Stor
         media_type = rng.choice(["image/png", "image/jpeg", "image/webp"])
         images.append(
             StoredImage(
-                name=f"generated_{task.id[-30:]}{position:02}.{media_type[6:].replace('jpeg', 'jpg')}",
+                name=f"generated_{task.id[-41:]}{position:02}.{media_type[6:].replace('jpeg', 'jpg')}",
                 owner=task.id,
                 kind="result",
                 position=position,
@@ -102,7 +102,7 @@ async def test_other_tasks_are_left_to_the_presenter(tmp_path: Path) -> None:
         for number, state in enumerate(TaskState):
             task = await broker.add_task(number=number + 1, state=state, ended_at=services.clock.now())
             assert (completed.load(task.id) is not None) is (state == TaskState.SUCCEEDED)
-        assert completed.load("task_" + "f" * 32) is None
+        assert completed.load("task_" + "f" * 43) is None
         assert completed.load("' OR 1=1 --") is None
 
 

@@ -131,7 +131,7 @@ async def test_waiting_tasks_take_hardly_any_memory(broker: RunningBroker, tmp_p
     services, task = broker.services, await live(broker, tmp_path)
     now = services.clock.now()
     waiting = replace(task, state=TaskState.WAITING, due_at=now + 600, deadline_at=now + 900, leased_by="")
-    rows = [replace(waiting, id=f"task_{number:032x}", lease_until=0.0) for number in range(1000)]
+    rows = [replace(waiting, id=f"task_{number:043x}", lease_until=0.0) for number in range(1000)]
     statements = [services.tables.tasks.insert_task(row) for row in rows]
     gc.collect()
     before = len(gc.get_objects())

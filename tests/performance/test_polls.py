@@ -106,7 +106,7 @@ async def test_other_target_is_left_to_the_application(tmp_path: Path) -> None:
         task = await broker.add_task()
         await poll(broker, task)
         assert [target for target in TARGETS if find(broker, target.format(id=task.id))] == []
-        assert find(broker, f"/api/task/task_{'f' * 32}") is None
+        assert find(broker, f"/api/task/task_{'f' * 43}") is None
 
 
 async def test_logged_request_is_left_to_the_application(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

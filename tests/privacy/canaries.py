@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from storage.attempts import Attempt
 from storage.batches import StoredBatch
 from storage.callbacks import StoredCallback
 from storage.deliveries import Delivery, DeliveryAttempt, DeliveryStatus
-from storage.ids import new_api_key_id, new_task_id, new_user_id, reference_owner
+from storage.ids import new_api_key_id, new_image_name, new_task_id, new_user_id, reference_owner
 from storage.sql.rows import insert_row
 from storage.states import TaskState
 from storage.tasks import Task
@@ -100,9 +99,8 @@ async def plant_content(broker: ApiBroker, owner: str, *, first: int = 0) -> Pla
     """
     tasks, images = [await _plant_task(broker, owner, state) for state in TaskState], list[str]()
     done = next(task for task in tasks if task.state == TaskState.SUCCEEDED)
-    number = secrets.token_hex(16)
     for place, kind in ((done.id, "result"), (reference_owner(done.batch), "reference")):
-        name = f"{'generated' if kind == 'result' else kind}_{number}.png"
+        name = new_image_name("generated" if kind == "result" else kind, done.created_at, "png")
         images.append((await broker.add_image(place, png(), kind=kind, name=name)).name)
         belongs = "UPDATE images SET caller = :caller WHERE name = :name"
         await broker.services.database.execute(belongs, caller=owner, name=name)
@@ -113,7 +111,7 @@ async def plant_content(broker: ApiBroker, owner: str, *, first: int = 0) -> Pla
     )  # fmt: skip
     callbacks = [_callback(now, number, task.id) for number, task in enumerate(tasks, first)]
     # of no task, and of one that was purged
-    callbacks += [_callback(now, first + 100, None), _callback(now, first + 101, new_task_id())]
+    callbacks += [_callback(now, first + 100, None), _callback(now, first + 101, new_task_id(now))]
     deliveries = [_delivery(now, number, task) for number, task in enumerate(tasks, first)]
     tries = [DeliveryAttempt(delivery_id=one.id, number=1, at=now, error=WORD, milliseconds=1) for one in deliveries]
     rows: list[tuple[str, Sequence[object]]] = [
@@ -133,7 +131,7 @@ async def _plant_task(broker: ApiBroker, owner: str, state: TaskState) -> Task:
     now = broker.services.clock.now()
     is_ended = state in {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED, TaskState.EXPIRED}
     ends = {"ended_at": now, "error_code": "safety_input" if state == TaskState.FAILED else None} if is_ended else {}
-    task = await broker.add_task(id=new_task_id(), caller=owner, state=state, **ends, **TASK_CONTENT)
+    task = await broker.add_task(id=new_task_id(now), caller=owner, state=state, **ends, **TASK_CONTENT)
     attempt = Attempt(
         task_id=task.id, number=1, provider="kie", key_id="key", job_id=f"job-{WORD}", sent_at=now, outcome="failed",
         code="safety_input", provider_code=WORD, billed="yes", price=4.0, usd_per_unit=0.005, cost=4.0,

@@ -106,12 +106,12 @@ async def plant_account(broker: ApiBroker, name: str) -> PlantedAccount:
         await database.execute(sql, **{one: value for one, value in values.items() if one in used})
     for provider, key_id in (("kie", "default"), (account, provider_key)):
         await database.execute(LEDGER, day=params["day"] - 1, owner=user.id, provider=provider, key=key_id)
-    own = await broker.add_task(id=new_task_id(), caller=user.id, provider=account, key_id=provider_key)
+    own = await broker.add_task(id=new_task_id(now), caller=user.id, provider=account, key_id=provider_key)
     attempt = Attempt(task_id=own.id, number=1, provider=account, key_id=provider_key, sent_at=now)
     await database.transact(insert_row("attempts", attempt))
     conversation = await broker.services.conversation_parts.service.create(user.id, f"{name}'s conversation")
     turn = NewTurn(
-        id=new_turn_id(), conversation_id=conversation.id, parent_id=None, parent_task=None,
+        id=new_turn_id(now), conversation_id=conversation.id, parent_id=None, parent_task=None,
         batch=content.tasks[4].batch, inputs=0, created_at=now,
     )  # fmt: skip
     counting = tables.conversations.count_turn(conversation.id, title="", most=1, now=now)

@@ -91,7 +91,7 @@ async def test_deletion_leaves_nothing_but_amounts(
     async with open_api(tmp_path, api_keys=(KEY,), **settings) as broker:
         before_planting = files_below(tmp_path / "blobs")
         ada, bob = [await plant_account(broker, name) for name in ("ada-lovelace", "bob-by-name")]
-        house = await broker.add_task(id=f"task_{'a' * 32}", prompt="of the house")
+        house = await broker.add_task(id=f"task_{'a' * 43}", prompt="of the house")
         before = await dump_database(broker)
         assert ada.mentions(before).keys() == set(TABLES) - WITHOUT_OWNER, "a new table: plant it, and delete from it"
         files, costs = files_below(tmp_path / "blobs") - before_planting, await costs_by_user(broker)
@@ -206,7 +206,7 @@ async def test_what_a_request_from_before_adds_is_deleted_later(
         broker, deleter = with_services(services, tmp_path), services.account_deleter
         user = await add_user(broker, "ada")
         await replace(deleter, request_seconds=0.0).delete_user(user.id)  # as if it took too long
-        task = await broker.add_task(id=f"task_{'1' * 32}", caller=user.id, prompt=WORD, state=TaskState.QUEUED)
+        task = await broker.add_task(id=f"task_{'1' * 43}", caller=user.id, prompt=WORD, state=TaskState.QUEUED)
         await services.database.execute(
             "INSERT INTO owner_usage (owner, day, images, micros) VALUES (:owner, 1, 1, 1)", owner=user.id
         )
@@ -359,7 +359,8 @@ async def test_revoking_a_key_of_a_user_deletes_nothing_of_the_user(tmp_path: Pa
     async with open_api(tmp_path, api_keys=(KEY,)) as broker:
         user = await add_user(broker, "ada")
         (_, of_user), (_, alone) = await add_key(broker, user.id), await add_key(broker)
-        tasks = {key: await broker.add_task(id=new_task_id(), caller=key) for key in (user.id, alone.id)}
+        now = broker.services.clock.now()
+        tasks = {key: await broker.add_task(id=new_task_id(now), caller=key) for key in (user.id, alone.id)}
         for key in (of_user, alone):
             answer = await broker.client.delete(f"/api/keys/{key.id}?withData=true", headers=HEADERS)
             assert answer.status_code == 204

@@ -75,9 +75,9 @@ async def planted_broker(folder: Path, **settings: Any) -> AsyncIterator[tuple[A
         admin = await add_user(broker, "admin", is_admin=True)
         secret, _ = await add_key(broker, admin.id)
         house = await broker.add_task(
-            id=f"task_{'a' * 32}", prompt="of the house", state=TaskState.FAILED, ended_at=1.0
+            id=f"task_{'a' * 43}", prompt="of the house", state=TaskState.FAILED, ended_at=1.0
         )
-        await broker.add_task(id=f"task_{'b' * 32}", caller=key.id, prompt=WORD)
+        await broker.add_task(id=f"task_{'b' * 43}", caller=key.id, prompt=WORD)
         assert house.caller == "house:local"
         yield broker, planted, [KEY, secret]
 
@@ -134,7 +134,7 @@ async def test_admin_lists_the_tasks_of_all_accounts_page_by_page(tmp_path: Path
                 one = listed[f"{shorten_id(task.id)}…"]
                 assert (one["withheld"], one["owner"], one["status"]) == (True, SHOWN_NAME, task.status)
                 assert one["attempts"] == 1
-            assert listed[f"task_{'a' * 32}"]["prompt"] == "of the house"
+            assert listed[f"task_{'a' * 43}"]["prompt"] == "of the house"
             found = await broker.client.get("/api/tasks", params={"q": WORD}, headers=headers)
             assert found.json()["data"] == []
 
@@ -196,7 +196,7 @@ async def test_costs_by_user_name_users_and_sum_deleted_ones(tmp_path: Path) -> 
 
 
 async def plant_content_of_deleted(broker: ApiBroker, owner: str, number: int) -> None:
-    task = await broker.add_task(id=f"task_{number:032x}", caller=owner)
+    task = await broker.add_task(id=f"task_{number:043x}", caller=owner)
     await broker.services.database.execute(
         """INSERT INTO attempts (task_id, number, provider, key_id, sent_at, outcome, billed)
             VALUES (:id, 1, 'kie', 'key', :now, 'sent', 'unknown')""",

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from broker.principal import Principal
-from storage.ids import new_task_id
+from storage.ids import new_image_name, new_task_id
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.dialects.test_kie import open_files
@@ -48,14 +48,15 @@ async def export(broker: ApiBroker, owner: str) -> tuple[dict[str, Any], dict[st
 
 
 async def add_ended(broker: ApiBroker, owner: str, **changes: Any) -> Task:
-    ended = {"state": TaskState.SUCCEEDED, "ended_at": broker.services.clock.now(), "caller": owner}
-    return await broker.add_task(id=new_task_id(), **{**ended, **changes})
+    now = broker.services.clock.now()
+    ended = {"state": TaskState.SUCCEEDED, "ended_at": now, "caller": owner}
+    return await broker.add_task(id=new_task_id(now), **{**ended, **changes})
 
 
 async def test_export_has_everything_of_the_account_and_nothing_of_others(tmp_path: Path) -> None:
     async with open_api(tmp_path, api_keys=(KEY,)) as broker:
         ada, bob = [await plant_account(broker, name) for name in ("ada-lovelace", "bob-by-name")]
-        await broker.add_task(id=f"task_{'a' * 32}", prompt="of the house")
+        await broker.add_task(id=f"task_{'a' * 43}", prompt="of the house")
         secret, _ = await add_key(broker, ada.user.id, "another")
         answer = await broker.client.get("/api/me/export", headers={"Authorization": f"Bearer {secret}"})
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
@@ -103,7 +104,7 @@ async def test_a_thousand_tasks_and_large_images_are_sent_in_small_pieces(tmp_pa
     async with open_api(tmp_path) as broker:
         owner, now = (await add_user(broker, "ada")).id, broker.services.clock.now()
         tasks = [
-            a_task(now + number, id=new_task_id(), caller=owner, prompt=secrets.token_hex(2000))
+            a_task(now + number, id=new_task_id(now), caller=owner, prompt=secrets.token_hex(2000))
             for number in range(1000)
         ]
         tables = broker.services.tables
@@ -127,7 +128,7 @@ async def test_image_that_is_deleted_in_the_meantime_is_named_as_missing(tmp_pat
         owner = (await add_user(broker, "ada")).id
         first, second = [await add_ended(broker, owner) for _ in range(2)]
         images = [
-            await broker.add_image(task.id, png(), name=f"generated_{secrets.token_hex(16)}.png")
+            await broker.add_image(task.id, png(), name=new_image_name("generated", task.created_at, "png"))
             for task in (first, second)
         ]
         await broker.services.blobs.delete(first.id)
@@ -143,8 +144,8 @@ async def test_client_that_leaves_ends_the_export(tmp_path: Path) -> None:
         await broker.add_image(task.id, os.urandom(32 * MIB))
         async with broker.client.stream("GET", "/api/me/export") as answer:
             async for _ in answer.aiter_raw(MIB):
-                assert any("/blobs/" in name for name in open_files()), "the image is being sent"
+                assert any(f"/{task.id}." in name for name in open_files()), "the image is being sent"
                 break
         async with asyncio.timeout(5):
-            while any("/blobs/" in name for name in open_files()):  # noqa: ASYNC110
+            while any(f"/{task.id}." in name for name in open_files()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -355,7 +355,7 @@ def test_provider_is_paused_in_the_database(shell: Shell) -> None:
 
 
 def test_cancel_reports_the_reason_of_a_failure(served: Shell) -> None:
-    unknown = served.run("cancel", "task_" + "0" * 32)
+    unknown = served.run("cancel", "task_" + "0" * 43)
     assert unknown.code == 1
     assert "no task" in unknown.err
     assert served.run("generate", "a fox", "-o", "done.png").code == 0
@@ -374,8 +374,8 @@ def test_folder_without_a_database_is_an_error(shell: Shell) -> None:
 
 def _task_row(number: int, **changes: object) -> Task:
     task = {
-        "id": f"task_{number:032x}",
-        "batch": f"batch_{number:032x}",
+        "id": f"task_{number:043x}",
+        "batch": f"batch_{number:043x}",
         "caller": "house:local",
         "due_at": 0.0,
         "provider": "sandbox",

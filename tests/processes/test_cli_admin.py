@@ -23,7 +23,7 @@ from tests.support.shell import Shell, serving
 EVENT = f"evt_{'1' * 32}"
 DELIVERY: dict[str, Any] = {
     "id": EVENT,
-    "taskId": f"task_{'2' * 32}",
+    "taskId": f"task_{'2' * 43}",
     "owner": "house:local",
     "withheld": False,
     "type": "task.completed",
@@ -90,7 +90,7 @@ def test_callbacks_are_listed(served: Shell) -> None:
         r"callback_[0-9a-f]{24}  \S+Z  malformed 400 +no task  the body is not readable JSON", lines[-3]
     )
     assert re.fullmatch(r"callback_[0-9a-f]{24}  \S+Z  reject    401 +no task  its token is wrong", lines[-2])
-    accepted = r"callback_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{32}/1  its token .*"
+    accepted = r"callback_[0-9a-f]{24}  \S+Z  accept    200  lag [0-9.]+ s +task_[0-9a-f]{43}/1  its token .*"
     assert re.fullmatch(accepted, lines[-1])
 
 
@@ -176,7 +176,7 @@ def test_files_of_a_running_broker_are_accessible_to_its_user_only(served: Shell
     assert accessible_to_others(served.folder) == {}
     made = {path.rpartition("/")[2] for path in modes_below(served.folder)}
     assert {"broker.db", "broker.db-wal", "broker.db-shm", "secret.key", "app.log", "fox.png", "callback.json"} <= made
-    assert list(served.folder.glob("data/blobs/*/task_*/*"))
+    assert list(served.folder.glob("data/blobs/*/*/task_*"))
 
 
 @pytest.mark.parametrize(

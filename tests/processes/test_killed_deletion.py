@@ -31,7 +31,7 @@ async def plant_tasks(folder: Path, **settings: Any) -> str:
         user, now = await add_user(broker, "ada"), broker.services.clock.now()
         states = [(TaskState.QUEUED, None), (TaskState.SUCCEEDED, now)]
         tasks = [
-            a_task(now, id=new_task_id(), caller=user.id, state=state, ended_at=ended_at)
+            a_task(now, id=new_task_id(now), caller=user.id, state=state, ended_at=ended_at)
             for _ in range(TASKS // 2)
             for state, ended_at in states
         ]

@@ -186,7 +186,7 @@ async def test_errors_name_the_cure(tmp_path: Path, broker: RunningBroker) -> No
         ("edit", {"prompt": "a fox", "images": []}, "images"),
         ("edit", {"prompt": "a fox", "images": ["/dev/zero"]}, "it is no file"),
         ("edit", {"prompt": "a fox", "images": [f"file://{tmp_path}/secrets.env"]}, "secrets.env cannot be read"),
-        ("get_task", {"task_id": "task_" + "0" * 32}, "no task"),
+        ("get_task", {"task_id": "task_" + "0" * 43}, "no task"),
     ]
     (tmp_path / "secrets.env").write_text("KEY=1")
     async with connected(tmp_path, broker) as client:

@@ -30,7 +30,7 @@ from storage.accounts.users import User
 from storage.batches import StoredBatch
 from storage.conversations.turns import NewTurn
 from storage.files.uploaded_files import UploadedFile
-from storage.ids import new_api_key_id, new_session_id, new_turn_id, new_user_id, reference_owner
+from storage.ids import new_api_key_id, new_image_name, new_session_id, new_turn_id, new_user_id, reference_owner
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api, png
 from tests.support.brokers import RunningBroker
@@ -166,12 +166,12 @@ class World:
 
     async def _plant_image(self) -> str:
         task = await self._ended_task()
-        name = f"generated_{secrets.token_hex(16)}.png"
+        name = new_image_name("generated", task.created_at, "png")
         return (await self.broker.add_image(task.id, png(), name=name)).name
 
     async def _plant_reference(self) -> str:
         task = await self._task()
-        name = f"reference_{secrets.token_hex(16)}.png"
+        name = new_image_name("reference", task.created_at, "png")
         owner = reference_owner(task.batch)
         return (await self.broker.add_image(owner, png(), kind="reference", name=name)).name
 
@@ -243,7 +243,7 @@ class World:
         title, now = f"{CANARY} title", self.broker.services.clock.now()
         conversation = await self.broker.services.conversation_parts.service.create(self.owner, title)
         turn = NewTurn(
-            id=new_turn_id(),
+            id=new_turn_id(now),
             conversation_id=conversation.id,
             parent_id=None,
             parent_task=None,

@@ -106,7 +106,7 @@ class ApiBroker:
             blob = await draft.commit()
         prefix = "generated" if kind == "result" else "reference"
         image = StoredImage(
-            name=f"{prefix}_{blob.sha256[:31]}{position}.png",
+            name=f"{prefix}_{blob.sha256[:42]}{position}.png",
             owner=owner,
             kind=kind,
             position=position,
@@ -128,7 +128,7 @@ class ApiBroker:
         """Insert a delivered webhook of the task; `changes` override its fields."""
         now = self.services.clock.now()
         values: dict[str, Any] = {
-            "id": task.id.replace("task_", "evt_"),
+            "id": f"evt_{task.id[-32:]}",
             "caller": task.caller,
             "task_id": task.id,
             "type": "task.completed",
@@ -258,7 +258,7 @@ async def _started(services: Services) -> None:
 
 
 def a_task(now: float, **changes: Any) -> Task:
-    task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):032x}"
+    task_id = changes.pop("id", None) or f"task_{changes.pop('number', 1):043x}"
     values: dict[str, Any] = {
         "id": task_id,
         "batch": task_id.replace("task_", "batch_"),

@@ -122,7 +122,7 @@ async def _fill(broker: ApiBroker) -> KnownIds:
         if task.has_ended and state != TaskState.EXPIRED
     ]
     cancelable = [await broker.add_task(number=number) for number in range(21, 25)]
-    running, ended = f"batch_{1:032x}", f"batch_{2:032x}"
+    running, ended = f"batch_{1:043x}", f"batch_{2:043x}"
     for number in (11, 12):
         await broker.add_task(number=number, batch=running)
     await broker.add_task(number=13, batch=ended, state=TaskState.FAILED, ended_at=now, error_code="no_image")

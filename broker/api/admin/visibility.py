@@ -14,14 +14,14 @@ from pydantic import Field
 from broker.errors import ApiError
 from broker.principal import Principal
 from storage.accounts.owners import Owners
-from storage.ids import SHOWN_DIGITS, shorten_id
+from storage.ids import NUMBER_DIGITS, SHOWN_DIGITS, TASK_ID, shorten_id
 
 ShownTaskId = Annotated[
     str,
     Field(
-        pattern=f"^task_([0-9a-f]{{32}}|[0-9a-f]{{{SHOWN_DIGITS}}}…)$",
+        pattern=f"^({TASK_ID.pattern}|task_[0-9a-f]{{{SHOWN_DIGITS}}}…)$",
         description="shortened for a task whose content is withheld, because the whole id opens it",
-        examples=[f"task_{'0' * 32}", f"task_{'0' * SHOWN_DIGITS}…"],
+        examples=[f"task_{'0' * NUMBER_DIGITS}", f"task_{'0' * SHOWN_DIGITS}…"],
     ),
 ]
 OwnerName = Annotated[

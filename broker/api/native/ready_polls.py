@@ -27,11 +27,12 @@ from broker.api.native.task_cache import TaskCache
 from broker.i18n import Language, language_of
 from broker.logs import log
 from storage.errors import StorageError
+from storage.ids import NUMBER_DIGITS
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 _PREFIX: Final = b"/api/task/"
-_TARGET_BYTES: Final = len(_PREFIX) + len("task_") + 32
+_TARGET_BYTES: Final = len(_PREFIX) + len("task_") + NUMBER_DIGITS
 _OPERATION: Final = "getTask"
 _OWN_HEADERS: Final = {b"content-length", b"etag"}
 """Those that differ between the responses of a status."""

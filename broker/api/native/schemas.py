@@ -19,7 +19,7 @@ from storage import ids
 from storage.states import STATUS_FILTERS
 
 BATCH_ID: Final = f"^{ids.BATCH_ID.pattern}$"
-BatchId = Annotated[str, Field(pattern=BATCH_ID, examples=[f"batch_{'0' * 32}"])]
+BatchId = Annotated[str, Field(pattern=BATCH_ID, examples=[f"batch_{'0' * ids.NUMBER_DIGITS}"])]
 
 
 # -- queries

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from storage.ids import new_task_id
 from storage.sql.postgres import PostgresDatabase
 from storage.tasks import DUE_CHANNEL, Task, Tasks
 from tests.benchmarks.engines.measuring import Side, task_id
@@ -34,7 +34,8 @@ class Seen:
 
 
 def new_task(provider: str = NO_PROVIDER) -> Task:
-    now, name = time.time(), f"task_{secrets.token_hex(16)}"
+    now = time.time()
+    name = new_task_id(now)
     return Task(
         id=name,
         batch=name,

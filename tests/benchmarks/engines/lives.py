@@ -28,6 +28,7 @@ from broker.settings import Settings
 from broker.settings.types import PackageSettings
 from broker.tasks.lifecycle import DownloadFailure
 from broker.tasks.steps.download import DownloadStep
+from storage.ids import new_image_name
 from storage.images import StoredImage
 from storage.sql.database import Database, Outcome, Row, Statement
 from storage.sql.postgres import PostgresDatabase
@@ -154,7 +155,7 @@ class InstantDownload(DownloadStep):
 
     async def _download(self, task: Task, position: int) -> StoredImage | DownloadFailure:
         return StoredImage(
-            name=f"generated_{secrets.token_hex(16)}.png",
+            name=new_image_name("generated", self.transitions.clock.now(), "png"),
             owner=task.id,
             kind="result",
             position=position,

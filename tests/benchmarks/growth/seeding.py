@@ -32,6 +32,10 @@ _NUMBERS: Final = {
         FROM generate_series(CAST(:first AS BIGINT), CAST(:last AS BIGINT)) AS numbers(n)""",
 }
 _RANDOM: Final = {"sqlite": "lower(hex(randomblob(16)))", "postgres": "md5(random()::text || n)"}
+_MOMENT: Final = {
+    "sqlite": "printf('%011x', CAST(({}) * 1000 AS INTEGER))",
+    "postgres": "lpad(to_hex(CAST(({}) * 1000 AS BIGINT)), 11, '0')",
+}
 _ENDED_AT: Final = f":now - {DAYS * 86400.0} * (:count - n) / :count"
 _STORED: Final = {
     "state": "CASE n % 50 WHEN 7 THEN 'failed' WHEN 9 THEN 'canceled' ELSE 'succeeded' END",
@@ -56,16 +60,16 @@ _ATTEMPTS: Final = """INSERT INTO attempts
 _IMAGES: Final = """INSERT INTO images (name, owner, caller, kind, position, blob, media_type, size, width, height,
         sha256, created_at)
     SELECT 'generated_' || substr(id, 6) || '.png', id, caller, 'result', 0, id || '/' || substr(id, 6), 'image/png',
-        2000000, 1024, 1024, substr(id, 6) || substr(id, 6), ended_at FROM tasks WHERE state = 'succeeded'"""
+        2000000, 1024, 1024, substr(id, 17) || substr(id, 17), ended_at FROM tasks WHERE state = 'succeeded'"""
 
 
 def _insert_tasks(dialect: str, terms: dict[str, str], first: int, last: int, count: int) -> tuple[str, dict[str, Any]]:
-    random = _RANDOM[dialect]
+    random, moment = _RANDOM[dialect], _MOMENT[dialect].format(terms["created_at"])
     row = to_columns(vars(new_task(PROVIDER)))
     all_terms = {
         **{name: f":{name}" for name in row},
-        "id": f"'task_' || {random}",
-        "batch": f"'batch_' || {random}",
+        "id": f"'task_' || {moment} || {random}",
+        "batch": f"'batch_' || {moment} || {random}",
         "job_id": random,
         "caller": "'user_' || (100000 + n % 1000)",
         **terms,

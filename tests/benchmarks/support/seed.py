@@ -66,13 +66,15 @@ def _copy_rows(data: Path, task_id: str, count: int, step_seconds: float) -> See
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("CREATE TEMP TABLE copies (n INTEGER PRIMARY KEY, name TEXT, job TEXT, image TEXT)")
+        find = "SELECT job_id, created_at FROM tasks WHERE id = ?"
+        job, created_at = connection.execute(find, (task_id,)).fetchone()
         connection.execute(
-            """WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
-                INSERT INTO copies SELECT n, 'task_' || lower(hex(randomblob(16))),
-                'job_' || lower(hex(randomblob(14))), 'generated_' || lower(hex(randomblob(16))) FROM numbers""",
-            (count,),
+            """WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)
+                INSERT INTO copies SELECT n, 'task_' || number || lower(hex(randomblob(16))),
+                'job_' || lower(hex(randomblob(14))), 'generated_' || number || lower(hex(randomblob(16)))
+                FROM (SELECT n, printf('%011x', CAST((:at - n * :step) * 1000 AS INTEGER)) AS number FROM numbers)""",
+            {"count": count, "at": created_at, "step": step_seconds},
         )
-        job = connection.execute("SELECT job_id FROM tasks WHERE id = ?", (task_id,)).fetchone()[0]
         connection.execute("BEGIN")
         for table, column in TABLES.items():
             for row in connection.execute(f"SELECT * FROM {table} WHERE {column} = ?", (task_id,)).fetchall():

@@ -385,7 +385,7 @@ async def test_thousands_of_notifications_at_once_all_arrive(postgres: Postgres)
     url = await postgres.fresh()
     async with PostgresDatabase(url) as one, PostgresDatabase(url) as other:
         await asyncio.gather(one.check(), other.check())
-        names = [f"task:task_{n:032x}" for n in range(3000)]
+        names = [f"task:task_{n:043x}" for n in range(3000)]
         subscriptions = [other.listen(name) for name in names]
         opened = [subscription.__enter__() for subscription in subscriptions]
         one.notify(*names)
@@ -413,7 +413,7 @@ async def test_readiness_follows_the_database(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["checks"]["blobs"]) == (503, "ok")
             assert answer.json()["checks"]["database"] != "ok"
             assert (await broker.client.get("/health")).status_code == 200
-            poll = await broker.client.get("/api/task/task_" + "0" * 32)
+            poll = await broker.client.get("/api/task/task_" + "0" * 43)
             assert (poll.status_code, poll.headers["retry-after"]) == (503, "5")
             server.start()
             await until(lambda: _ready(broker))

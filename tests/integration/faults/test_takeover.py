@@ -247,13 +247,13 @@ async def test_sweep_keeps_the_files_of_an_unfinished_task(tmp_path: Path, clock
     """Its bytes are stored before their row."""
     async with still(tmp_path, clock) as services:
         task = await a_task(services, clock, TaskState.FETCHING, 1)
-        for owner in (task.id, "task_" + "f" * 32, reference_owner(task.batch)):
+        for owner in (task.id, "task_" + "f" * 43, reference_owner(task.batch)):
             async with services.blobs.new_draft(owner) as draft:
                 await draft.write(b"bytes")
                 await draft.commit()
         assert await services.worker.retention.find_strays(
-            [task.id, "task_" + "f" * 32, reference_owner(task.batch)]
-        ) == ["task_" + "f" * 32]
+            [task.id, "task_" + "f" * 43, reference_owner(task.batch)]
+        ) == ["task_" + "f" * 43]
 
 
 async def test_shorter_retention_does_not_change_a_revived_task(tmp_path: Path, clock: ManualClock) -> None:

@@ -22,7 +22,7 @@ from tests.contracts.databases import DATABASES
 pytestmark = pytest.mark.anyio
 
 NOW: Final = 1_000.0
-BATCH: Final = "batch_" + "0" * 32
+BATCH: Final = "batch_" + "0" * 43
 ENDS: Final = (TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELED)
 
 
@@ -106,9 +106,9 @@ async def test_all_at_once_announce_one_end(database: Database) -> None:
 
 async def test_announced_end_is_the_one_that_is_shown(database: Database) -> None:
     for number, states in enumerate(product(ENDS, repeat=2)):
-        batch = f"batch_{number:032x}"
+        batch = f"batch_{number:043x}"
         tasks = [a_task(1, batch), a_task(2, batch)]
-        tasks = [replace(task, id=f"task_{number * 2 + at:032x}") for at, task in enumerate(tasks)]
+        tasks = [replace(task, id=f"task_{number * 2 + at:043x}") for at, task in enumerate(tasks)]
         insert: list[Statement] = [Tasks(database).insert_task(task) for task in tasks]
         await database.transact(*insert, Batches(database).insert_batch(a_batch(batch)))
         assert ending_of([task.status for task in tasks]) is None
@@ -121,7 +121,7 @@ async def test_announced_end_is_the_one_that_is_shown(database: Database) -> Non
 
 async def test_batches_are_listed_by_caller_and_dialect_and_go_with_their_tasks(database: Database) -> None:
     batches = Batches(database)
-    rows = [a_batch(f"batch_{number:032x}", created_at=NOW + number % 2) for number in range(4)]
+    rows = [a_batch(f"batch_{number:043x}", created_at=NOW + number % 2) for number in range(4)]
     others = [a_batch("batch_x", caller="other"), a_batch("batch_y", dialect="other")]
     await database.transact(*(batches.insert_batch(batch) for batch in (*rows, *others)))
     found: list[StoredBatch] = []

@@ -35,7 +35,7 @@ def a_callback(number: int = 1, **changes: Any) -> StoredCallback:
     values: dict[str, Any] = {
         "id": f"callback_{number:024x}",
         "provider": "kie",
-        "task_id": f"task_{number:032x}",
+        "task_id": f"task_{number:043x}",
         "attempt": 1,
         "verification": "accept",
         "status": 200,
@@ -67,7 +67,7 @@ async def stored_numbers(database: Any) -> set[int]:
 async def store_ended_attempt(database: Any, number: int = 1, **changes: Any) -> None:
     """Store an attempt that ended."""
     values: dict[str, Any] = {
-        "task_id": f"task_{number:032x}",
+        "task_id": f"task_{number:043x}",
         "number": 1,
         "provider": "kie",
         "key_id": "default",

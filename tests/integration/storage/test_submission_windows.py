@@ -34,7 +34,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 async def submits(database: Database, number: int, sent_at: float) -> bool:
-    attempt = Attempt(task_id=f"task_{number:032x}", number=1, provider="kie", key_id="default", sent_at=sent_at)
+    attempt = Attempt(task_id=f"task_{number:043x}", number=1, provider="kie", key_id="default", sent_at=sent_at)
     try:
         await database.transact(*ProviderLimits(database).reserve_submission(attempt, LIMITS))
     except Stale:

@@ -90,7 +90,7 @@ DOWN = "provider_unavailable"
 
 
 def a_task(number: int = 1, **changes: Any) -> Task:
-    task_id = f"task_{number:032x}"
+    task_id = f"task_{number:043x}"
     values: dict[str, Any] = {
         "id": task_id,
         "batch": task_id.replace("task_", "batch_"),
@@ -783,7 +783,7 @@ async def _use_own_accounts(keys: ProviderKeys) -> None:
     await keys.list_of_owner(key.owner)
     await keys.list_of_account(key.account)
     await keys.list_sealed_by_others("another", after="", limit=5)
-    attempt = Attempt(task_id=f"task_{9:032x}", number=1, provider=key.account, key_id=key.id, sent_at=NOW)
+    attempt = Attempt(task_id=f"task_{9:043x}", number=1, provider=key.account, key_id=key.id, sent_at=NOW)
     reserving = ProviderLimits(keys.database).reserve_submission(
         attempt, AccountLimits(creates_per_window=5, concurrency=5)
     )
