@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.api.accounts.api_keys import ApiKeyRoutes
 from broker.api.accounts.logins import LoginRoutes
@@ -100,6 +100,13 @@ class _Application(Starlette):
     ) -> None:
         super().__init__(routes=routes, middleware=middleware)
         self._endpoints = EndpointApp(EndpointRouter(routes), errors)
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # type: ignore[override]
+        return self._stack(scope, receive, send)  # without a frame of ours
+
+    @cached_property
+    def _stack(self) -> ASGIApp:
+        return self.build_middleware_stack()
 
     def build_middleware_stack(self) -> ASGIApp:
         app: ASGIApp = self._endpoints

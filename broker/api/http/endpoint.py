@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -110,7 +111,7 @@ class Endpoint:
         """Return the other lines of the handler's docstring as one."""
         return " ".join((inspect.getdoc(self.handler) or "").partition("\n")[2].split())
 
-    @property
+    @cached_property
     def needs_key(self) -> bool:
         return self.access in {"caller", "admin"}
 
@@ -285,6 +286,8 @@ def _first_match(routes: Iterable[EndpointRoute], path: str, method: str) -> _Fo
     """Return the first route with the path and the method, or the first with the path."""
     partial: _Found | None = None
     for route in routes:
+        if route.path_regex.match(path) is None:  # a quarter of what `matches` takes to say so
+            continue
         match, found = route.matches({"type": "http", "path": path, "method": method})
         if match is Match.FULL:
             return route, found["path_params"]

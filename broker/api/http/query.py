@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Self
 
 from pydantic import ConfigDict, ValidationError
@@ -44,6 +45,8 @@ class QueryModel(RequestModel):
     @classmethod
     def read(cls, request: Request) -> Self:
         """Parse the query of a request. Raises `ApiError` naming the first parameter that is wrong."""
+        if not request.scope["query_string"]:
+            return cls._without_parameters()
         names = [field.alias or name for name, field in cls.model_fields.items()]
         texts = {name: text for name in names if (text := request.query_params.get(name))}
         try:
@@ -52,6 +55,11 @@ class QueryModel(RequestModel):
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0])
             raise ApiError("invalid_request", f"{name} {first['ctx']['error']}.", field=name) from error
+
+    @classmethod
+    @cache
+    def _without_parameters(cls) -> Self:
+        return cls.model_validate({})
 
 
 def one_of_text(choices: Iterable[str]) -> ParsedText:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import Field
@@ -30,7 +31,8 @@ POLL_SECONDS: Final = "3"
 _ENDED_HEADERS: Final = {"cache-control": "private, no-cache", "vary": "Accept-Language"}
 _UNFINISHED_HEADERS: Final = {**_ENDED_HEADERS, "retry-after": POLL_SECONDS}
 
-JSON_HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+_JSON_TYPE: Final = "application/json"
+JSON_HEADERS: Final = ((b"content-type", _JSON_TYPE.encode()), (b"cache-control", b"no-store"))
 
 SECURITY_HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -182,7 +184,7 @@ class CachedResponse:
     body: bytes
     tag: str
     fixed: Mapping[str, str]
-    media_type: str = "application/json"
+    media_type: str = _JSON_TYPE
 
     @classmethod
     def from_document(cls, document: Any, *, ended: bool) -> CachedResponse:
@@ -201,10 +203,20 @@ class CachedResponse:
         return self.not_modified() if etag_matches(request, self.tag) else self.full()
 
     def full(self) -> Response:
-        return Response(self.body, headers=self.headers, media_type=self.media_type)
+        if self.media_type != _JSON_TYPE:
+            return Response(self.body, headers=self.headers, media_type=self.media_type)
+        own = [(b"etag", self.tag.encode("latin-1")), *_encode_headers(tuple(self.fixed.items()))]
+        response = EncodedResponse(self.body, 200, own)
+        response.raw_headers.append(JSON_HEADERS[0])
+        return response
 
     def not_modified(self) -> Response:
         return Response(status_code=304, headers=self.headers)
+
+
+@lru_cache(maxsize=64)
+def _encode_headers(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers)
 
 
 def warning_headers(warnings: Sequence[str]) -> dict[str, str]:
