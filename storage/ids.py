@@ -49,17 +49,18 @@ def random_digits(count: int) -> str:
         return first[:count]
 
 
-def new_id(prefix: str, at: float) -> str:
-    """Return a new id that begins with a moment. at: seconds since the epoch."""
+def new_id(prefix: str, at: float, count: int = _POOL_DIGITS) -> str:
+    """Return a new id that begins with a moment. at: seconds since the epoch. count: of its random digits."""
     try:
         digits = _unused.pop()  # as in `random_digits`: this call saves another one
     except IndexError:
         digits = random_digits(_POOL_DIGITS)
-    return f"{prefix}_{int(at * 1000) & _LATEST:011x}{digits}"
+    return f"{prefix}_{int(at * 1000) & _LATEST:011x}{digits[:count]}"
 
 
 new_task_id: Final = partial(new_id, "task")
 new_batch_id: Final = partial(new_id, "batch")
+new_callback_id: Final = partial(new_id, "callback", count=13)
 new_conversation_id: Final = partial(new_id, "conv")
 new_turn_id: Final = partial(new_id, "turn")
 
@@ -67,11 +68,6 @@ new_turn_id: Final = partial(new_id, "turn")
 def time_digits(row_id: str) -> str:
     """Return the digits of the moment of an id that begins with it."""
     return row_id.partition("_")[2][:TIME_DIGITS]
-
-
-def new_callback_id(at: float) -> str:
-    """Return a new id. at: when the callback arrived."""
-    return new_id("callback", at)[: len("callback_") + 24]
 
 
 def new_image_name(prefix: str, at: float, extension: str) -> str:
