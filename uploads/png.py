@@ -165,7 +165,8 @@ class _Pixels:
 
     def finish(self) -> None:
         """Check that the stream has ended with the last row."""
-        self._check_filters(_try_inflate(self._zlib.flush))
+        if not self._zlib.eof:
+            self._check_filters(_try_inflate(self._zlib.flush))
         if self._passes or self._row_at or not self._zlib.eof:
             raise InvalidImage("the PNG has fewer pixels than its header says", SEND_AGAIN)
 

@@ -25,6 +25,7 @@ from typing import Final
 
 from storage.blobs.store import OWNER
 from storage.file_modes import GROUP_READ_FOLDER, add_bits
+from storage.ids import NUMBER_DIGITS, TIME_DIGITS
 
 MAX_OPEN_FOLDERS: Final = 32
 """Folders that stay open: those of all tasks that were created within two minutes."""
@@ -32,8 +33,13 @@ MAX_OPEN_FOLDERS: Final = 32
 MAX_CHANGES: Final = 100
 """Tries of a change beside deletes of the same owner."""
 
-_TIMED: Final = re.compile(r"([a-z]+_[0-9a-f]{6})([0-9a-f]{2})[0-9a-f]{35}")
-"""An id with eleven digits of milliseconds, of which three stay out of the names of its folders, and 32 others."""
+_OUTER_DIGITS: Final = TIME_DIGITS - 5
+_INNER_DIGITS: Final = 2
+_TIMED: Final = re.compile(
+    rf"([a-z]+_[0-9a-f]{{{_OUTER_DIGITS}}})([0-9a-f]{{{_INNER_DIGITS}}})"
+    rf"[0-9a-f]{{{NUMBER_DIGITS - _OUTER_DIGITS - _INNER_DIGITS}}}"
+)
+"""An id that begins with milliseconds, of which the last three digits stay out of the names of its folders."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +139,11 @@ class BlobFolders:
         try:
             change(folder.descriptor)
             self._sync(folder.descriptor)
-            self._sync_outer(place)
-            if place.is_shared:
-                is_kept = True
-                self._keep_open(place, folder)
+            with suppress(FileNotFoundError):  # a delete of the same owner was faster: nothing is left to be durable
+                self._sync_outer(place)
+                if place.is_shared:
+                    is_kept = True
+                    self._keep_open(place, folder)
         finally:
             if not is_kept:
                 folder.close()

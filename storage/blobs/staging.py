@@ -14,11 +14,12 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from storage.blobs.file_threads import FileThreads
 from storage.errors import StorageError, StorageFull
 from storage.ids import random_digits
 
@@ -50,17 +51,12 @@ class Disk:
 
     variable: str
     room: str
+    threads: FileThreads = field(default_factory=FileThreads)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run file work in a thread. A cancelled caller waits for its end, so that no thread works on a closed file."""
-        running = asyncio.get_running_loop().run_in_executor(None, work)
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            while not running.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([running])
-            raise
+            return await self.threads.run(work)
         except OSError as error:
             raise self.storage_error(error) from error
 
