@@ -7,6 +7,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from webhooks.signatures.base import Proof
@@ -29,18 +30,24 @@ class CallbackTokens:
 
     def token(self, task: str, attempt: int) -> str:
         """Return the token: 128 bits in 32 hex digits."""
-        return _make_token(self.secret, task, attempt)
+        return _make_token(self._keyed[0], task, attempt)
+
+    @cached_property
+    def _keyed(self) -> tuple[hmac.HMAC, ...]:
+        """One for each secret: a copy is made in half of the time that OpenSSL takes to begin."""
+        return tuple(hmac.new(secret, digestmod=hashlib.sha256) for secret in self.secrets)
 
     def verify(self, task: str, attempt: int, token: str) -> Proof:
         offered = token.encode("utf-8", "replace")
         # no early exit: the duration reveals nothing
-        matches = [hmac.compare_digest(_make_token(secret, task, attempt).encode(), offered) for secret in self.secrets]
+        matches = [hmac.compare_digest(_make_token(keyed, task, attempt).encode(), offered) for keyed in self._keyed]
         return Proof.BODY_VERIFIED if any(matches) else Proof.WRONG
 
 
-def _make_token(secret: bytes, task: str, attempt: int) -> str:
-    message = f"callback.v1:{task}:{attempt}".encode("utf-8", "replace")
-    return hmac.digest(secret, message, hashlib.sha256).hex()[:32]
+def _make_token(keyed: hmac.HMAC, task: str, attempt: int) -> str:
+    hashed = keyed.copy()
+    hashed.update(f"callback.v1:{task}:{attempt}".encode("utf-8", "replace"))
+    return hashed.hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from broker.net.url_policy import ParsedUrl
 USER_AGENT: Final = "nano-banana-broker"
 BASE_HEADERS: Final[Mapping[str, str]] = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 
+_encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VISIBLE_ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
 _METHODS_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -92,7 +93,7 @@ def with_params(target: str, params: Mapping[str, str]) -> str:
 
 def encode_json(document: Any) -> bytes:
     """Return the JSON of a document in UTF-8. Raises ValueError for NaN and for text that is not Unicode."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _encode_json(document).encode()
 
 
 def encode_form(form: Mapping[str, str], files: Iterable[tuple[FilePart, bytes]]) -> tuple[str, bytes]:

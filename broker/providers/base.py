@@ -85,6 +85,9 @@ class Provider(Protocol):
         works on for longer than usual has `deadline_seconds` in addition.
         """
 
+    def price(self, order: Order) -> float | None:
+        """Return the price of one image of an order, in the provider's unit; None if unknown."""
+
     def expects_callback(self, order: Order) -> bool:
         """Return True if the provider calls back about this order when it gets a URL."""
 

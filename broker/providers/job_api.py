@@ -104,9 +104,13 @@ class JobApi:
             "method": "POST",
             "url": self.order_url(wire.model, shown_url),
             "json": self._body(wire, order, references, shown_url),
-            "price": catalog.price(self.catalog_name, params.model, order.mode, params.resolution),
+            "price": self.price(order),
             "unit": catalog.terms(self.catalog_name).unit,
         }
+
+    def price(self, order: Order) -> float | None:
+        params = order.params
+        return self.context.catalog.price(self.catalog_name, params.model, order.mode, params.resolution)
 
     async def upload_references(self, order: Order) -> Order | Failed:
         urls = await self.resolve_references(order)

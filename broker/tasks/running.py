@@ -195,12 +195,16 @@ class NextSteps:
         """Return whether a worker runs in this process."""
         return self.start is not None
 
+    def has_slots(self, state: TaskState, count: int) -> bool:
+        """Return whether so many steps could be promised now."""
+        return self.running.free_slots(state) >= count
+
     def promise(self, task_ids: Sequence[str], state: TaskState) -> Lease | None:
         """Return the lease of steps that begin here after the commit; None if they are left to a claim.
 
         Their slots are kept until `begin` or `forgo`.
         """
-        if not self.is_open or self.running.free_slots(state) < len(task_ids):
+        if not self.is_open or not self.has_slots(state, len(task_ids)):
             return None
         if any(self.running.has_step_of(task_id, state) for task_id in task_ids):
             return None

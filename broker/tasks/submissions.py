@@ -74,10 +74,6 @@ class SubmissionQueue:
         claims = [await queue.claim_movable(name, house, now=now, lease=lease, limit=limit) for name in orphaned]
         return [task for tasks in claims for task in tasks]
 
-    async def has_waiting(self, account: str) -> bool:
-        """Return whether an order of an account could be claimed now."""
-        return await self.tables.task_queue.has_waiting(account, self.clock.now())
-
     async def has_capacity(self, account: str, count: int) -> bool:
         """Return whether an account of the operator takes so many orders now."""
         pool = self.accounts.house.get(account)

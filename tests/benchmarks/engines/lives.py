@@ -99,6 +99,9 @@ class Prompt:
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
         return {}
 
+    def price(self, order: Order) -> None:
+        return None
+
     def find_obstacle(self, order: Order, references: int) -> None:
         return None
 

@@ -167,7 +167,10 @@ class Simulated:
         return ()
 
     def build_request(self, order: Order, callback_url: str | None) -> dict[str, Any]:
-        return {"price": self._world.prices.get(self.name, 4.0), "unit": "credits"}
+        return {"price": self.price(order), "unit": "credits"}
+
+    def price(self, order: Order) -> float | None:
+        return self._world.prices.get(self.name, 4.0)
 
     async def upload_references(self, order: Order) -> Order:
         return order
