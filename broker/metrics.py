@@ -5,8 +5,7 @@ docs/operating.md explains each of them and the values that need attention; a te
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Self
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,28 +26,6 @@ LOCAL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Seconds of operations that normally take milliseconds."""
 PROVIDER_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0)
 """Seconds of operations that wait for a provider."""
-
-
-class KnownChildren(MetricWrapperBase):
-    """Labeled metric that keeps its children by the labels as they are passed, which are from closed sets."""
-
-    @cached_property
-    def _known(self) -> dict[tuple[object, ...], Self]:
-        return {}
-
-    def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
-        if labelkwargs:
-            return super().labels(*labelvalues, **labelkwargs)
-        child = self._known.get(labelvalues)
-        if child is None:
-            child = self._known[labelvalues] = super().labels(*labelvalues)
-        return child
-
-
-class KnownCounter(KnownChildren, Counter): ...
-
-
-class KnownHistogram(KnownChildren, Histogram): ...
 
 
 class Metrics:
@@ -201,10 +178,19 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return KnownCounter(name, text, labels, registry=self.registry)
+        counter = Counter(name, text, labels, registry=self.registry)
+        _keep_children(counter)
+        return counter
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return KnownHistogram(name, text, labels, buckets=buckets, registry=self.registry)
+        histogram = Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        _keep_children(histogram)
+        return histogram
+
+
+def _keep_children(metric: MetricWrapperBase) -> None:
+    """Keep the children of a metric by their labels as they are passed: to find one takes as long as to count."""
+    vars(metric)["labels"] = cache(metric.labels)

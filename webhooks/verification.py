@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from json.encoder import encode_basestring
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from webhooks.redaction import Redactor
 from webhooks.signatures.base import Proof
@@ -56,9 +56,11 @@ class IncomingCallback:
     """True if the body has a Content-Encoding, which is not decoded."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All facts that `decide` reads; stored with the callback, so that a replay decides again."""
+class Evidence(NamedTuple):
+    """All facts that `decide` reads; stored with the callback, so that a replay decides again.
+
+    A tuple, because what follows from it is kept by it, and the hash of a dataclass takes long.
+    """
 
     token: Proof = Proof.NONE
     signature: Proof = Proof.NONE
@@ -85,7 +87,7 @@ class Evidence:
 
 @cache  # there are some hundred different ones
 def _evidence_json(evidence: Evidence) -> str:
-    return json.dumps(vars(evidence))
+    return json.dumps(evidence._asdict())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from broker.clock import Clock
 from broker.net.documents import parse_off_loop
@@ -28,8 +28,7 @@ UNSIGNED: Final = FixedKeys(Unsigned())
 _ATTEMPT: Final = re.compile(r"[1-9][0-9]{0,5}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifiedCallback:
+class VerifiedCallback(NamedTuple):
     """A callback that was read and decided on."""
 
     provider: Provider
@@ -93,15 +92,15 @@ class CallbackVerifier:
         provider = self._provider_of(callback.provider)
         evidence = Evidence.from_json(callback.evidence)
         required = self.signatures.get(provider.name, UNSIGNED).required and evidence.token == Proof.NONE
-        evidence = replace(evidence, signature_required=required)
+        evidence = evidence._replace(signature_required=required)
         job_ids, report, malformed = await _read_stored(provider, callback)
         task_id = json.loads(callback.query).get("task")
         if callback.body_truncated:  # the ids in its body are lost, but not what they led to
             task_id = callback.task_id or task_id
         task = await self._find_task(task_id, job_ids, evidence.token)
-        evidence = replace(evidence, known=task is not None)
+        evidence = evidence._replace(known=task is not None)
         decided = await self._decide(provider, evidence, task, job_ids=job_ids, report=report, attempt=callback.attempt)
-        return replace(decided, decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
+        return decided._replace(decision=malformed) if malformed and evidence.token != Proof.WRONG else decided
 
     async def _decide(
         self,
@@ -121,10 +120,10 @@ class CallbackVerifier:
             task = task if provider.name in sent_to else None
             there = [one for one in attempts if provider_of(one.provider) == provider.name]
             number = next((one.number for one in there if one.job_id in job_ids), None)
-            evidence = replace(evidence, known=task is not None)
+            evidence = evidence._replace(known=task is not None)
             if evidence.signature == Proof.BODY_VERIFIED and number is None:
                 # nor about another job: some providers sign for all their customers with the same keys
-                evidence = replace(evidence, signature=Proof.SENDER_VERIFIED)
+                evidence = evidence._replace(signature=Proof.SENDER_VERIFIED)
             attempt = attempt or number
         return VerifiedCallback(
             provider=provider,

@@ -323,8 +323,9 @@ def _outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str,
 
 def links(value: Any) -> tuple[str, ...]:
     """Return every acceptable URL in a value: a bare string, a list, an object with a known field, JSON of these."""
-    candidates = filter(None, islice(_candidates(value, depth=4), MAX_CANDIDATES))
-    return tuple(islice(dict.fromkeys(filter(is_link, candidates)), MAX_OUTPUTS))
+    found: list[str | None] = []
+    _collect_candidates(value, 4, found)
+    return tuple(islice(dict.fromkeys(filter(is_link, filter(None, found))), MAX_OUTPUTS))
 
 
 def is_link(value: str) -> bool:
@@ -340,21 +341,24 @@ def is_link(value: str) -> bool:
         return False
 
 
-def _candidates(value: Any, *, depth: int) -> Iterator[str | None]:
-    """Yield every string that could be a URL, and None for each place examined: places are counted, too."""
-    yield None
-    value = unpacked(value)
-    if depth == 0:
+def _collect_candidates(value: Any, depth: int, found: list[str | None]) -> None:
+    """Append every string that could be a URL, and None for each place examined: places are counted, too.
+
+    Nothing is appended beyond `MAX_CANDIDATES`.
+    """
+    if len(found) >= MAX_CANDIDATES:
         return
-    if isinstance(value, str):
-        yield value.strip()
+    found.append(None)
+    value = unpacked(value) if depth else None
+    if isinstance(value, str) and len(found) < MAX_CANDIDATES:
+        found.append(value.strip())
     elif isinstance(value, list):
-        for item in value:
-            yield from _candidates(item, depth=depth - 1)
+        for item in value[:MAX_CANDIDATES]:
+            _collect_candidates(item, depth - 1, found)
     elif isinstance(value, dict):
         for name in _URL_FIELDS:
             if name in value:
-                yield from _candidates(value[name], depth=depth - 1)
+                _collect_candidates(value[name], depth - 1, found)
 
 
 def salvage_record(broken: str) -> Mapping[str, Any]:

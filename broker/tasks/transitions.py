@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from broker.clock import Clock
 from broker.logs import log
@@ -45,8 +45,7 @@ Decision = Callable[[Task, Attempt | None], Changes]
 """Returns what to change, given the row and one attempt as they are now."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttemptSubject:
+class AttemptSubject(NamedTuple):
     """The attempt that a decision is about."""
 
     number: int | None = None
@@ -234,7 +233,7 @@ class Transitions:
             changes = lifecycle.apply_report(row, current, report, now, self.policy, onward=onward)
             if learned_by is None or "ended_at" not in changes.attempt:
                 return changes
-            return replace(changes, attempt={**changes.attempt, "learned_by": learned_by})
+            return Changes(task=changes.task, attempt={**changes.attempt, "learned_by": learned_by})
 
         return await self.apply(
             task,

@@ -246,7 +246,7 @@ class CallbackInboxRoutes:
         fixture = CallbackFixture.from_object(
             callback,
             **_parsed_columns(callback),
-            evidence=vars(verified.evidence),
+            evidence=verified.evidence._asdict(),
             was=VerificationRecord.from_object(callback),
             expected=ExpectedResult.from_object(
                 verified.decision, names=verified.job_ids, report=report_document(report) if report else None
