@@ -39,7 +39,7 @@ from broker.orders import (
 )
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
-from broker.tasks.steps.arrivals import Arrivals
+from broker.tasks.steps.arrivals import Arrival, Arrivals
 from storage.batches import Batches
 from storage.errors import StorageError
 from storage.idempotency import IdempotencyRecord
@@ -50,8 +50,8 @@ from storage.sql.scope import Scope
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import Task, Tasks
 
-MAX_WRITES: Final = 3
-"""Tries to write an order while others change what is left of quotas and budget."""
+MAX_WRITES: Final = 4
+"""Tries to write an order, with its intent and without, while others change what is left of quotas and budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,31 +265,32 @@ class OrderService:
 
     async def _write_and_begin(self, writing: OrderWriting) -> CreatedTasks:
         """Write everything; then begin the submissions here if nothing is before them, or else wake the workers."""
-        arrival, is_written = await self.arrivals.take(writing.tasks), False
-        if arrival.is_promised:
-            writing = writing._replace(tasks=arrival.tasks)
+        arrival = await self.arrivals.take(writing.tasks)
         try:
-            created = await self._write(writing, arrival.wake)
-            is_written = not created.is_repeated
-        finally:
-            self.arrivals.finish(arrival, is_written=is_written)
+            created = await self._write(writing, arrival)
+        except BaseException:
+            self.arrivals.abandon(arrival)
+            raise
+        await self.arrivals.finish(arrival, is_written=not created.is_repeated)
         return created
 
-    async def _write(self, writing: OrderWriting, wake: Sequence[str]) -> CreatedTasks:
+    async def _write(self, writing: OrderWriting, arrival: Arrival) -> CreatedTasks:
         """Write everything in one transaction, or return the tasks of the request that was quicker.
 
-        Repeated if what rate limit, quotas and budget allow changed between the check and the transaction. Raises
-        `ApiError` if the orders do not fit in one of them.
+        Repeated if what rate limit, quotas and budget allow changed between the check and the transaction, or if the
+        provider has no capacity. Raises `ApiError` if the orders do not fit in one of them.
         """
         tasks, record = writing.tasks, writing.record
         for _ in range(MAX_WRITES):
             try:
-                await self.database.transact(*await self._statements(writing), wake=wake)
+                statements = await self._statements(writing, arrival)
+                arrival.outcomes = await self.database.transact(*statements, wake=arrival.wake)
             except Stale:
                 if (repeated := await self._find_winner(record)) is not None:
                     return repeated
                 if await self.tasks.get(tasks[0].id) is not None:
                     break  # the connection broke after the commit, and the second run was rejected
+                arrival.leave_intents()
                 checking = self.limits.check_order(tasks[0].caller, writing.quotes, writing.needs, tasks[0].created_at)
                 try:
                     await checking
@@ -311,18 +312,18 @@ class OrderService:
         )
         return CreatedTasks(tasks=tasks, record=record)
 
-    async def _statements(self, writing: OrderWriting) -> list[Statement]:
+    async def _statements(self, writing: OrderWriting, arrival: Arrival) -> list[Statement]:
         first = writing.tasks[0]
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(writing.record)] if writing.record else []
         statements += await self.limits.reserve_order(writing)
-        statements += map(self.tasks.insert_task, writing.tasks)
+        statements += map(self.tasks.insert_task, arrival.rows)
         statements += map(self.images.insert_image, writing.references)
         if writing.details is not None:
             statements.append(self.batches.insert_batch(writing.details.to_row(first)))
         if writing.continuation is not None:
             statements += writing.continuation.statements(writing.tasks)
-        return statements
+        return [*statements, *arrival.reservations]
 
     async def _find_winner(self, record: IdempotencyRecord | None) -> CreatedTasks | None:
         """Return the tasks of an equal request that was quicker; None if there was none."""

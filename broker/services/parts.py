@@ -38,19 +38,17 @@ from broker.privacy.export import AccountExporter
 from broker.privacy.records import OwnerRecords
 from broker.services.accounts import AccountServices
 from broker.services.conversations import ConversationParts, make_conversations
+from broker.services.steps import make_steps
 from broker.tasks.cancellation import TaskCanceler
 from broker.tasks.deletion import TaskDeleter
 from broker.tasks.eta import EtaEstimator
-from broker.tasks.orders import OrderBuilder
 from broker.tasks.pins import TaskPins
 from broker.tasks.queries import TaskQueries
-from broker.tasks.result_sink import SinkFactory
 from broker.tasks.retention import ClockGuard, Retention
 from broker.tasks.running import LeaseKeeper
+from broker.tasks.steps.arrivals import Arrivals
 from broker.tasks.steps.callbacks import CallbackQueue, CallbackStep
-from broker.tasks.steps.check import CheckStep, switch_to_polling
-from broker.tasks.steps.download import DownloadStep
-from broker.tasks.steps.submit import SubmitStep
+from broker.tasks.steps.check import switch_to_polling
 from broker.tasks.steps.table import StepTable
 from broker.tasks.transitions import Transitions
 from broker.tasks.waiting.watcher import TaskWatcher
@@ -130,33 +128,13 @@ class Services(AccountServices):
             low_balance=self.registry.low_balance,
         )
 
-    def _steps(self) -> StepTable:
-        accounts, transitions = self.accounts, self.transitions
-        sinks = SinkFactory(blobs=self.blobs, max_bytes=self.settings.max_download_bytes)
-        return StepTable(
-            submit=SubmitStep(
-                limits=self.tables.provider_limits,
-                accounts=accounts,
-                queue=self.submissions,
-                orders=OrderBuilder(turns=self.tables.turns, blobs=self.blobs, image_base=lambda: self.address.base),
-                sinks=sinks,
-                transitions=transitions,
-                usd_per_unit=lambda provider: self.registry.terms(provider).usd_per_unit,
-                callback_url=self.callback_url,
-            ),
-            check=CheckStep(callbacks=self.tables.callbacks, accounts=accounts, sinks=sinks, transitions=transitions),
-            download=DownloadStep(
-                images=self.tables.images,
-                intake=self.intake,
-                fetcher=self.fetcher,
-                blobs=self.blobs,
-                accounts=accounts,
-                sinks=sinks,
-                transitions=transitions,
-                max_download_bytes=self.settings.max_download_bytes,
-            ),
-            transitions=transitions,
-        )
+    @cached_property
+    def steps(self) -> StepTable:
+        return make_steps(self, self.transitions)
+
+    @cached_property
+    def arrivals(self) -> Arrivals:
+        return Arrivals(submit=self.steps.submit, next_steps=self.next_steps)
 
     @cached_property
     def signing_keys(self) -> WebhookKeys:
@@ -190,7 +168,7 @@ class Services(AccountServices):
         return Worker(
             clock=clock,
             tasks=self.tables.tasks,
-            steps=self._steps(),
+            steps=self.steps,
             submissions=self.submissions,
             callbacks=self.callback_queue,
             deliverer=self.deliverer,

@@ -28,7 +28,6 @@ from broker.tasks.accounts.pools import ProviderAccounts
 from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from broker.tasks.running import NextSteps, RunningSteps
-from broker.tasks.steps.arrivals import Arrivals
 from broker.tasks.submissions import SubmissionQueue
 from storage.blobs.store import BlobStore
 from storage.ids import provider_of
@@ -145,10 +144,6 @@ class Resources:
     @cached_property
     def next_steps(self) -> NextSteps:
         return NextSteps(clock=self.clock, running=self.running_steps, lease_seconds=self.settings.lease)
-
-    @cached_property
-    def arrivals(self) -> Arrivals:
-        return Arrivals(submissions=self.submissions, router=self.router, next_steps=self.next_steps)
 
     def supports(self, model: str) -> bool:
         """Return whether a provider in use serves a canonical model."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from broker.clock import Clock, seconds_to_beat
 from broker.logs import log, safe_exc_info
@@ -18,6 +18,9 @@ from storage.errors import StorageError
 from storage.ids import random_digits
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
+
+Work: TypeAlias = Callable[[], Awaitable[None]]
+"""Begins what is to be done with one task, and returns its end."""
 
 CONCURRENCY: Final = {
     TaskState.QUEUED: 32,
@@ -187,8 +190,8 @@ class NextSteps:
     clock: Clock
     running: RunningSteps
     lease_seconds: float
-    start: Callable[[Task], None] | None = field(default=None, repr=False)
-    """Begins the step of a leased task; None while no worker runs in this process."""
+    start: Callable[[Task, Work | None], None] | None = field(default=None, repr=False)
+    """Begins the work of a leased task, or the step of its state; None while no worker runs in this process."""
 
     @property
     def is_open(self) -> bool:
@@ -211,11 +214,14 @@ class NextSteps:
         self.running.reserve(state, len(task_ids))
         return new_lease(self.clock, self.lease_seconds)
 
-    def begin(self, task: Task) -> None:
-        """Begin the step of a task that has a promised lease now; if the worker has stopped, end the lease."""
+    def begin(self, task: Task, work: Work | None = None) -> None:
+        """Begin the step of a task that has a promised lease now; if the worker has stopped, end the lease.
+
+        work: in place of the step of its state.
+        """
         self.running.reserve(task.state, -1)  # the step takes its slot now
         if self.start is not None:
-            self.start(task)
+            self.start(task, work)
         else:
             ending = self.running.tasks.renew([(task.id, task.leased_by)], 0.0)
             self.running.start(ending, "release", RunningStep(is_quiet=True))

@@ -268,10 +268,10 @@ class Transitions:
         onward = await self.router.find_other(task)
         await self.apply_own(task, partial(lifecycle.outcome_unknown, attempt=task.attempt, onward=onward))
 
-    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> tuple[Task, int]:
+    async def begin_submission(self, task: Task, intent: Changes, reserving: Sequence[Statement]) -> int:
         """Write the intent to submit; the caller calls `record_change` then.
 
-        Return the row with it, and the number of failed submissions in a row of the key before it.
+        Return the number of failed submissions in a row of the key before it.
 
         reserving: statements that write the attempt if the provider has capacity. Raises `Stale` without capacity or
         when another process changed the row, `StorageError` when it is unknown whether the intent was written.
@@ -279,7 +279,7 @@ class Transitions:
         _, locked, *_ = await self.tasks.database.transact(
             self.tasks.update_task(task, **intent.task), *reserving, wake=(task_channel(task.id),)
         )
-        return changed_row(task, {**intent.task, "version": task.version + 1}), int(locked.rows[0]["errors"])
+        return int(locked.rows[0]["errors"])
 
     async def release(self, task: Task) -> None:
         """End the lease of a task without a change."""

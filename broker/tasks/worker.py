@@ -24,6 +24,7 @@ from broker.tasks.running import (
     NextSteps,
     RunningStep,
     RunningSteps,
+    Work,
 )
 from broker.tasks.steps.callbacks import CallbackQueue
 from broker.tasks.steps.table import StepTable
@@ -205,14 +206,15 @@ class Worker:
             else:
                 self._start_step(task)
 
-    def _start_step(self, task: Task) -> None:
+    def _start_step(self, task: Task, work: Work | None = None) -> None:
+        """Start the step of a task. work: in place of that of its state."""
         slots = self.submissions.slots_of(task.provider) if task.state == TaskState.QUEUED else SHARED_SLOTS
         step = RunningStep(task_ids=(task.id,), state=task.state, slots=slots, lease_holder=task.leased_by)
-        self.running.start(self._run_step(task), task.state.value, step)
+        self.running.start(self._run_step(task, work), task.state.value, step)
 
-    async def _run_step(self, task: Task) -> None:
+    async def _run_step(self, task: Task, work: Work | None = None) -> None:
         """Run the step of a task. After an error it is repeated when its lease ends."""
-        if not await self.running.contain_errors(self.steps.run(task), task.id, task.state.value):
+        if not await self.running.contain_errors(work() if work else self.steps.run(task), task.id, task.state.value):
             await self.running.contain_errors(self.steps.record_crash(task), task.id, "crash")
 
     async def _start_retention(self, state: TaskState) -> None:

@@ -184,7 +184,7 @@ async def test_providers_are_asked_once_for_each_shape(tmp_path: Path) -> None:
 async def test_orders_behind_one_that_waits_look_for_it_once_between_two_polls(tmp_path: Path) -> None:
     async with open_counted(tmp_path) as broker:
         await broker.order()
-        broker.services.next_steps.start = lambda _: pytest.fail("an order has overtaken the one that waits")
+        broker.services.next_steps.start = lambda *_: pytest.fail("an order has overtaken the one that waits")
         looking = TaskQueue.has_waiting.__code__
         with CallCounter(looking) as calls:
             for number in range(5):
@@ -309,9 +309,9 @@ async def test_result_of_a_task_that_was_just_submitted_is_stored_with_few_calls
 
     async with open_counted(tmp_path) as broker:
         services, begun = broker.services, list[Task]()
-        services.next_steps.start = begun.append
         for number in range(2):
             task = await a_waiting_task(broker, f"job-{number}")
+            services.next_steps.start = lambda one, _: begun.append(one)
             incoming = an_image_for(services, task)
             broker.database.counts.clear()
             sys.setprofile(count if number else None)
@@ -328,6 +328,7 @@ async def test_result_of_a_task_that_was_just_submitted_is_stored_with_few_calls
 async def a_waiting_task(broker: Counted, job: str) -> Task:
     """Return a task that this process has submitted just now."""
     services, now = broker.services, broker.services.clock.now()
+    services.next_steps.start = None  # the intent and the attempt are written below
     task = await services.tables.tasks.get((await broker.order()).json()["taskId"])
     assert task is not None
     attempt = Attempt(

@@ -75,14 +75,14 @@ async def live(broker: RunningBroker, folder: Path) -> Task:
     return created.tasks[0]
 
 
-async def test_one_life_takes_five_transactions_and_hardly_a_read(broker: RunningBroker, tmp_path: Path) -> None:
-    """Create, intent, acceptance, callback with its result, end: each is durable before what follows it."""
+async def test_one_life_takes_four_transactions_and_hardly_a_read(broker: RunningBroker, tmp_path: Path) -> None:
+    """Create with the intent, acceptance, callback with its result, end: each is durable before what follows it."""
     CountingSqlite.counts.clear()
     await live(broker, tmp_path)
     counts = CountingSqlite.counts
-    assert counts["transactions"] == 5, counts
+    assert counts["transactions"] == 4, counts
     assert counts["thread hops of reads"] <= 2, "for the status of the providers, twice a second at most"
-    assert counts["statements"] <= 13, counts
+    assert counts["statements"] <= 12, counts
     assert counts["point reads"] <= 2, counts
     assert counts["reads of whole rows"] == 0, "each step has the row that the one before it wrote"
     assert counts["looks for due work"] <= 2, counts

@@ -16,6 +16,7 @@ from broker.providers.base import Provider
 from broker.reports import Failed, Report
 from broker.tasks import lifecycle
 from broker.tasks.accounts.pools import ProviderAccounts
+from broker.tasks.lifecycle import Changes
 from broker.tasks.orders import OrderBuilder
 from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.submissions import SubmissionQueue, account_limits, decide_cooldown
@@ -24,7 +25,8 @@ from storage.attempts import Attempt
 from storage.errors import StorageError
 from storage.ids import is_own_account, provider_of
 from storage.limits.provider_limits import SET_ASIDE_REASONS, ProviderLimits
-from storage.sql.database import Stale
+from storage.sql.database import Stale, Statement
+from storage.sql.rows import changed_row
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task
 
@@ -33,6 +35,22 @@ T = TypeVar("T")
 STORE_RETRY_SECONDS: Final = 0.5
 MAX_RESERVATIONS: Final = 2
 """Reservations of capacity at a time: they wait for each other, and each holds a database connection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSubmission:
+    """A submission whose intent is still to be written."""
+
+    task: Task
+    """Queued, under a lease of this process."""
+    order: Order
+    provider: Provider
+    attempt: Attempt
+    callback_url: str | None
+    """The URL that the provider calls; None if it does not."""
+    intent: Changes
+    row: Task
+    """The task with the intent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +135,68 @@ class SubmitStep:
             return Failed(code="storage_full", message=str(error), retryable=True, billed="no", sent=False)
         return None
 
+    # -- with the intent in the transaction that creates the task
+
+    async def prepare_new(self, task: Task) -> PreparedSubmission | None:
+        """Return the submission of a task to be created, leased and without references; None without a usable key."""
+        provider = await self.queue.choose_account(task.provider)
+        if provider is None:
+            return None
+        return self._prepare(task, await self.orders.build_order(task, keeps_history=provider.keeps_history), provider)
+
+    def reserve(self, prepared: PreparedSubmission) -> list[Statement]:
+        """Return the statements that write the attempt, behind the one that writes the row with the intent.
+
+        The first one returns `errors`, as in `BegunSubmission`. `Stale` if the key has no capacity.
+        """
+        return self.limits.reserve_submission(prepared.attempt, account_limits(prepared.provider))
+
+    async def submit_prepared(self, prepared: PreparedSubmission, errors: int | None) -> None:
+        """Submit the order of a new task whose intent is written. errors: as in `BegunSubmission`."""
+        self.transitions.record_change(prepared.task, prepared.intent)
+        await self._submit_order(_begun(prepared, errors), prepared.order, prepared.provider)
+
+    async def submit_if_written(self, prepared: PreparedSubmission) -> None:
+        """Do the same if the transaction is committed that its caller did not see the end of."""
+        if (begun := await self._find_written(prepared)) is not None:
+            self.transitions.record_change(prepared.task, prepared.intent)
+            await self._submit_order(begun, prepared.order, prepared.provider)
+
+    async def withdraw(self, prepared: PreparedSubmission) -> None:
+        """Put the order of a new task back into the queue, if its intent is written: this process stops.
+
+        It was not sent, and without this its outcome would count as unknown.
+        """
+        if (begun := await self._find_written(prepared)) is not None:
+            self.transitions.record_change(prepared.task, prepared.intent)
+            message = "the broker stopped before the order was sent"
+            report = Failed(code="provider_unavailable", message=message, retryable=True, billed="no", sent=False)
+            await self.transitions.apply_report(begun.task, report, begun.task.attempt)
+
+    async def _find_written(self, prepared: PreparedSubmission) -> BegunSubmission | None:
+        await self.transitions.tasks.database.flush()
+        return await self._find_intent(prepared.task, prepared.attempt.number)
+
+    # -- with the intent in a transaction of its own
+
     async def _begin_submission(self, task: Task, order: Order, provider: Provider) -> BegunSubmission | None:
         """Write the intent; return what was written, or None if the key has no capacity or the task changed."""
+        prepared = self._prepare(task, order, provider)
+        try:
+            # one writer orders the transactions of SQLite by itself, and writes many of them together
+            async with self.reservations if self.limits.database.skip_locked else nullcontext():
+                errors = await self.transitions.begin_submission(task, prepared.intent, self.reserve(prepared))
+            begun: BegunSubmission | None = _begun(prepared, errors)
+        except (Stale, StorageError):
+            begun = await self._find_intent(task, prepared.attempt.number)
+        if begun is None:
+            self.accounts.forget(task.provider)  # its key may have been removed
+            await self.transitions.release(task)
+            return None
+        self.transitions.record_change(task, prepared.intent)
+        return begun
+
+    def _prepare(self, task: Task, order: Order, provider: Provider) -> PreparedSubmission:
         now, number = self.transitions.clock.now(), task.attempt + 1
         attempt = Attempt(
             task_id=task.id,
@@ -130,28 +208,19 @@ class SubmitStep:
             usd_per_unit=self.usd_per_unit(provider.name),
         )
         url = self.callback_url(task.provider, task.id, number)
+        expects_callback = url is not None and provider.expects_callback(order)
         intent = lifecycle.begin_submission(
-            task,
-            key_id=provider.key_id,
-            expects_callback=url is not None and provider.expects_callback(order),
-            now=now,
-            policy=self.transitions.policy,
+            task, key_id=provider.key_id, expects_callback=expects_callback, now=now, policy=self.transitions.policy
         )
-        reserving = self.limits.reserve_submission(attempt, account_limits(provider))
-        try:
-            # one writer orders the transactions of SQLite by itself, and writes many of them together
-            async with self.reservations if self.limits.database.skip_locked else nullcontext():
-                row, errors = await self.transitions.begin_submission(task, intent, reserving)
-            url = url if row.expects_callback else None
-            begun: BegunSubmission | None = BegunSubmission(task=row, callback_url=url, attempt=attempt, errors=errors)
-        except (Stale, StorageError):
-            begun = await self._find_intent(task, number)
-        if begun is None:
-            self.accounts.forget(task.provider)  # its key may have been removed
-            await self.transitions.release(task)
-            return None
-        self.transitions.record_change(task, intent)
-        return begun
+        return PreparedSubmission(
+            task=task,
+            order=order,
+            provider=provider,
+            attempt=attempt,
+            callback_url=url if expects_callback else None,
+            intent=intent,
+            row=changed_row(task, {**intent.task, "version": task.version + 1}),
+        )
 
     async def _find_intent(self, task: Task, number: int) -> BegunSubmission | None:
         """Return the submission if the row says that it was begun here, although the transaction did not."""
@@ -236,6 +305,12 @@ async def _retry_storage(call: Callable[[], Awaitable[T]], task: Task, *, job: s
         except StorageError as error:
             log.error("the database fails", action="store_retry", task=task.id, job=job, why=str(error))
             await asyncio.sleep(STORE_RETRY_SECONDS)
+
+
+def _begun(prepared: PreparedSubmission, errors: int | None) -> BegunSubmission:
+    return BegunSubmission(
+        task=prepared.row, callback_url=prepared.callback_url, attempt=prepared.attempt, errors=errors
+    )
 
 
 def _outcome_label(report: Report) -> str:

@@ -289,7 +289,7 @@ async def test_promised_slots_are_not_claimed_and_wake_a_worker_when_they_are_gi
 ) -> None:
     async with still(tmp_path, clock) as services:
         promises, running, state = services.next_steps, services.running_steps, TaskState.FETCHING
-        promises.start = lambda task: pytest.fail("no step is to begin")
+        promises.start = lambda *_: pytest.fail("no step is to begin")
         ids = [f"task_{number}" for number in range(CONCURRENCY[state])]
         assert promises.promise([*ids, "one more"], state) is None
         assert promises.promise(ids, state) is not None
