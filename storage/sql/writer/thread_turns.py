@@ -28,8 +28,10 @@ MAX_WAIT_SECONDS: Final = 0.002
 
 
 class ThreadTurns:
-    """Makes an event loop without idle moments wait for a thread that has had work for a millisecond.
+    """Makes an event loop wait for a thread that needs the GIL.
 
+    At the gate it waits for what it has just handed over. If it has no idle moments, it waits once a millisecond, too,
+    for a thread that has had work for so long: one that reads, or has the answer of the disk.
     The thread holds `computing` while it needs the GIL again and again, and not while it waits for the disk.
     """
 
