@@ -12,7 +12,9 @@ _SECONDS: Final = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,9})?")  # fractions are n
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return the seconds to wait, 0 or more; None for a missing or unreadable value. now: seconds since the epoch."""
-    text = (value or "").strip()[:64]
+    if not value:
+        return None
+    text = value.strip()[:64]
     if _SECONDS.fullmatch(text):
         return float(text)
     try:

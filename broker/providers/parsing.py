@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain, islice
 from typing import Any, Final, Literal, TypeVar
@@ -91,50 +91,58 @@ class FailureWords:
     """Names of the failure, apart from its code; most specific first."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ParsedResponse:
-    """The content of one body about one job, before it is decided whether to trust it."""
+    """The content of one body about one job, before it is decided whether to trust it.
 
-    ids: tuple[str, ...]
-    code: int | None
-    """Of the envelope; None without one."""
-    state: State | None
-    outputs: tuple[str, ...]
-    cost: float | None
-    ended_at: float | None
-    """End of the job by the provider's clock, in seconds since the epoch."""
-    stage: str | None
-    """Progress, in the provider's word."""
-    percent: float | None
-    record: Mapping[str, Any] = field(repr=False)
-    """The job inside the envelope."""
-    top: Mapping[str, Any] = field(repr=False)
+    Most parts are read when they are needed: the response to an order has hardly more than an id.
+    """
 
-    @classmethod
-    def from_body(cls, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> ParsedResponse:
-        """Parse a body; anything but a JSON object has no content."""
-        top = mapping(body)
-        record = record_of(top)
-        state = _first_in((record, top), text, _STATE_FIELDS)
-        percent = amount(record.get("progress"))  # kie.ai: of some models; the others send 0
-        return cls(
-            ids=ids_in(top, id_fields),
-            code=to_code(top.get("code")),
-            state=to_state(state),
-            outputs=_outputs_in(record, top),
-            cost=_first_in((record,), amount, _COST_FIELDS),
-            ended_at=_first_in((record,), moment, _END_FIELDS),
-            stage=state if state and _ONE_WORD.fullmatch(state) else None,
-            percent=percent if percent and percent <= 100 else None,
-            record=record,
-            top=top,
-        )
+    def __init__(self, body: Any, *, id_fields: Sequence[str] = TASK_IDS) -> None:
+        """Parse a body; anything but a JSON object has no content. id_fields: names of a job's id."""
+        self.top = top = mapping(body)
+        self.record = record_of(top)
+        """The job inside the envelope."""
+        self.code = to_code(top.get("code"))
+        """Of the envelope; None without one."""
+        self.ids = _ids_at((self.record, top) if self.record is not top else (top,), tuple(id_fields))
+
+    @cached_property
+    def state(self) -> State | None:
+        return to_state(_first_in((self.record, self.top), text, _STATE_FIELDS))
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        return _outputs_in(self.record, self.top)
+
+    @property
+    def cost(self) -> float | None:
+        return _first_in((self.record,), amount, _COST_FIELDS)
+
+    @property
+    def ended_at(self) -> float | None:
+        """End of the job by the provider's clock, in seconds since the epoch."""
+        return _first_in((self.record,), moment, _END_FIELDS)
+
+    @property
+    def stage(self) -> str | None:
+        """Progress, in the provider's word."""
+        word = _first_in((self.record, self.top), text, _STATE_FIELDS)
+        return word if word and _ONE_WORD.fullmatch(word) else None
+
+    @property
+    def percent(self) -> float | None:
+        found = amount(self.record.get("progress"))  # kie.ai: of some models; the others send 0
+        return found if found and found <= 100 else None
 
     @cached_property
     def failure(self) -> FailureWords:
-        """Read when it is needed: few bodies are about one, and to look for its words takes as long as the rest."""
-        record, top = self.record, self.top
-        return FailureWords(code=_fail_code(record, top), message=_message(record, top), names=_names(record, top))
+        """Few bodies are about one, and to look for its words takes as long as the rest."""
+        at = self.record, self.top
+        return FailureWords(code=_fail_code(*at), message=_message(*at), names=_names(*at))
+
+    def read_parts(self) -> None:
+        """Read the parts that can take long, where it delays nothing else."""
+        _ = self.state, self.outputs, self.failure
 
     @property
     def job_id(self) -> str | None:
@@ -274,10 +282,11 @@ def to_state(word: str | None) -> State | None:
 
 def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
     """Return job ids, most specific first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
-    top = mapping(top)
-    places = (mapping(unpacked(top.get("data"))), top)
-    ranks = _id_ranks(tuple(id_fields))
-    values = [place[name] for names in ranks for place in places for name in names if name in place]
+    return _ids_at((mapping(unpacked(mapping(top).get("data"))), mapping(top)), tuple(id_fields))
+
+
+def _ids_at(places: Sequence[Mapping[str, Any]], id_fields: tuple[str, ...]) -> tuple[str, ...]:
+    values = [place[name] for names in _id_ranks(id_fields) for place in places for name in names if name in place]
     return tuple(dict.fromkeys(filter(None, map(label, values))))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from broker.errors import ProviderError
 from broker.net.api_client import HttpResponse
+from broker.net.documents import MAX_INLINE_BYTES
 from broker.providers import parsing
 from broker.providers.error_codes import ErrorTable
 from broker.providers.parsing import SUCCESS_CODES, TASK_IDS, FailureWords, ParsedResponse
@@ -47,9 +48,12 @@ class ProviderResponse:
         except ProviderError:
             body = None
         wait = parse_retry_after(response.headers.get("retry-after"), now)
-        return cls.from_body(
+        found = cls.from_body(
             body, status=response.status, wait_seconds=wait, id_fields=id_fields, content=response.body
         )
+        if len(response.body) > MAX_INLINE_BYTES:  # in the parser thread
+            found.parsed.read_parts()
+        return found
 
     @classmethod
     def from_body(
@@ -66,7 +70,7 @@ class ProviderResponse:
             status=status,
             body=body,
             content=content,
-            parsed=ParsedResponse.from_body(body, id_fields=id_fields),
+            parsed=ParsedResponse(body, id_fields=id_fields),
             wait_seconds=None if wait_seconds is None else min(max(wait_seconds, 0.0), MAX_WAIT_SECONDS),
         )
 

@@ -291,7 +291,7 @@ BODIES: list[tuple[Any, str, str | None]] = [
 
 @pytest.mark.parametrize(("body", "code", "provider_code"), BODIES)
 def test_names_are_found_in_every_known_place(body: Any, code: str, provider_code: str | None) -> None:
-    report = REPORTS.job_failed(ParsedResponse.from_body(body), "job")
+    report = REPORTS.job_failed(ParsedResponse(body), "job")
     assert (report.code, report.provider_code, report.known) == (code, provider_code, True)
 
 
@@ -307,7 +307,7 @@ def test_requested_wait_is_limited(header: str, wait: float) -> None:
 
 def test_unknown_error_keeps_its_code_and_message() -> None:
     body = {"data": {"state": "fail", "failCode": "FLUX-7", "failMsg": "the flux capacitor is cold"}}
-    assert REPORTS.job_failed(ParsedResponse.from_body(body), "job") == Failed(
+    assert REPORTS.job_failed(ParsedResponse(body), "job") == Failed(
         code="provider_error",
         message="the flux capacitor is cold",
         retryable=False,

@@ -46,5 +46,5 @@ def test_value_outside_this_century_is_none(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["completeTime", "complete_time", "completedAt", "completed_at"])
 def test_end_of_a_job_is_read_from_every_field(name: str) -> None:
-    assert ParsedResponse.from_body({"data": {"taskId": "x", name: AT * 1000}}).ended_at == AT
-    assert ParsedResponse.from_body({"taskId": "x", name: "soon"}).ended_at is None
+    assert ParsedResponse({"data": {"taskId": "x", name: AT * 1000}}).ended_at == AT
+    assert ParsedResponse({"taskId": "x", name: "soon"}).ended_at is None

@@ -157,7 +157,7 @@ class Fal(JobApi):
 
         A failure by the server (5xx) is never charged; a rejected input may be (fal: FAQ).
         """
-        parsed = ParsedResponse.from_body(body if parsing.mapping(body).get("detail") else {"error": error})
+        parsed = ParsedResponse(body if parsing.mapping(body).get("detail") else {"error": error})
         failure = replace(parsed.failure, code=str(code) if code else None)
         report = self.reports.job_failed(parsed, job_id, failure)
         is_free = code is not None and code >= 500

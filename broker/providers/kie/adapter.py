@@ -86,7 +86,7 @@ class Kie(JobApi):
         response = await self.request("GET", "/api/v1/jobs/recordInfo", params={"taskId": job_id})
         parsed = response.parsed
         if response.body is None:
-            parsed = ParsedResponse.from_body(parsing.salvage_record(response.content.decode("utf-8", "replace")))
+            parsed = ParsedResponse(parsing.salvage_record(response.content.decode("utf-8", "replace")))
         if parsed.ids and job_id not in parsed.ids:
             raise ProviderError(f"{self.name}: recordInfo answered about another job")
         match parsed.state:
@@ -105,7 +105,7 @@ class Kie(JobApi):
 
         A contradiction between code and state, or an unreadable body, means: poll.
         """
-        parsed = ParsedResponse.from_body(body)
+        parsed = ParsedResponse(body)
         is_success = parsed.code is None or parsed.code in parsing.SUCCESS_CODES
         match parsed.state:
             case "done" | None if is_success and parsed.outputs:

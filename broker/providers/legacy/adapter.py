@@ -64,7 +64,7 @@ class Legacy(JobApi):
         return self._end_of_job(parsed, job_id) or running(parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
-        parsed = ParsedResponse.from_body(body, id_fields=self.id_fields)
+        parsed = ParsedResponse(body, id_fields=self.id_fields)
         if report := self._end_of_job(parsed, parsed.job_id):
             return report
         return (

@@ -13,6 +13,7 @@ kie.ai, the body's code decides, whatever the HTTP status. In a record it does n
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final
 
 from broker.errors import ProviderError
@@ -67,7 +68,7 @@ class NanoBananaApi(JobApi):
 
     async def check(self, job_id: str, sink: ResultSink) -> Report:
         response = await self.request("GET", "/api/v1/nanobanana/record-info", params={"taskId": job_id})
-        parsed = _parse_record(response.body)
+        parsed = _Record(response.body)
         if parsed.ids and job_id not in parsed.ids:
             raise ProviderError(f"{self.name}: record-info answered about another job")
         if not response.is_success or not parsed.ids:
@@ -78,7 +79,7 @@ class NanoBananaApi(JobApi):
 
     def parse_callback(self, body: Any) -> Report:
         """Parse a record, or the callback of `generate`, which has no flag; what contradicts itself means: poll."""
-        parsed = _parse_record(body)
+        parsed = _Record(body)
         is_success = parsed.code in parsing.SUCCESS_CODES
         if parsed.state == "running":
             return running(parsed, parsed.job_id)
@@ -99,8 +100,14 @@ class NanoBananaApi(JobApi):
         raise self.reports.error("credit", response, can_be_permanent=True)
 
 
-def _parse_record(body: Any) -> ParsedResponse:
-    """Parse a body with the state of its flag. Its times can be impossible, like 24:00:00, and are not read."""
-    parsed = ParsedResponse.from_body(body)
-    flag = parsing.to_code(parsing.record_of(parsing.mapping(body)).get("successFlag"))
-    return replace(parsed, state=None if flag is None else _FLAGS.get(flag, "unknown"), ended_at=None)
+class _Record(ParsedResponse):
+    """A body with the state of its flag. Its times can be impossible, like 24:00:00, and are not read."""
+
+    @cached_property
+    def state(self) -> State | None:
+        flag = parsing.to_code(self.record.get("successFlag"))
+        return None if flag is None else _FLAGS.get(flag, "unknown")
+
+    @property
+    def ended_at(self) -> float | None:
+        return None

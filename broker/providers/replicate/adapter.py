@@ -105,7 +105,7 @@ class Replicate(JobApi):
 
 
 def _parse(body: Any) -> ParsedResponse:
-    return ParsedResponse.from_body(body, id_fields=Replicate.id_fields)
+    return ParsedResponse(body, id_fields=Replicate.id_fields)
 
 
 def _failure_of(parsed: ParsedResponse) -> FailureWords:

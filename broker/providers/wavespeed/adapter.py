@@ -68,7 +68,7 @@ class WaveSpeed(JobApi):
         return self._end_of_job(parsed) or running(parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
-        parsed = ParsedResponse.from_body(body, id_fields=self.id_fields)
+        parsed = ParsedResponse(body, id_fields=self.id_fields)
         if parsed.state == "running":
             return running(parsed, parsed.job_id)
         return self._end_of_job(parsed) or Pending(job_id=parsed.job_id, check_in=0)

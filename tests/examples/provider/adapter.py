@@ -49,7 +49,7 @@ class ExampleProvider(JobApi):
         return self._report(response.parsed) or running(response.parsed, job_id)
 
     def parse_callback(self, body: Any) -> Report:
-        parsed = ParsedResponse.from_body(body, id_fields=self.id_fields)
+        parsed = ParsedResponse(body, id_fields=self.id_fields)
         if parsed.state == "running":
             return running(parsed, parsed.job_id)
         return self._report(parsed) or Pending(job_id=parsed.job_id, check_in=0)
