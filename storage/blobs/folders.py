@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from storage.blobs.spreading import spread_subfolders
 from storage.blobs.store import OWNER
 from storage.file_modes import GROUP_READ_FOLDER, add_bits
 from storage.ids import NUMBER_DIGITS, TIME_DIGITS
@@ -155,6 +156,8 @@ class BlobFolders:
                 path.mkdir()
             except FileNotFoundError:
                 self._durable_outer.discard(place.outer)
+                self.root.mkdir(parents=True, exist_ok=True)
+                spread_subfolders(self.root)
                 path.mkdir(parents=True)
 
     def _sync_outer(self, place: Place) -> None:
