@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from broker.errors import EgressBlocked, NotSent, ProviderError
 from broker.net.connection import HttpConnection, Origin
@@ -122,12 +122,10 @@ class ApiClient:
             connection = await self._connect(target, seconds)
             try:
                 with _ProviderErrors(target):
-                    async with asyncio.timeout(seconds):
-                        status, headers = await _send(target, connection, request)
-                        body = b"".join(
-                            [chunk async for chunk in _read_body(target, connection, self._max_answer_bytes)]
-                        )
-                        return HttpResponse(status=status, headers=headers, body=body)
+                    connection.expire_after(seconds)
+                    status, headers = await _send(target, connection, request)
+                    body = await _read_whole(target, connection, self._max_answer_bytes)
+                    return HttpResponse(status=status, headers=headers, body=body)
             finally:
                 self._pool.release(connection)
         finally:
@@ -183,27 +181,23 @@ class ApiClient:
             raise NotSent(f"{target}: all connections are in use") from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Target:
+class _Target(NamedTuple):
     """Method and address of a request; its text, for messages, has no query."""
 
     method: str
     url: ParsedUrl
+    origin: Origin
 
     @classmethod
     def parse(cls, method: str, url: str, params: Mapping[str, str] | None) -> _Target:
         try:
-            parsed = _parse_address(url)
+            parsed, origin = _parse_address(url)
         except EgressBlocked as error:
             raise NotSent(f"{method} {redact_url(url)}: {error}", permanent=True) from None
-        return cls(method=method, url=replace(parsed, target=with_params(parsed.target, params)) if params else parsed)
+        return cls(method, replace(parsed, target=with_params(parsed.target, params)) if params else parsed, origin)
 
     def __str__(self) -> str:
         return f"{self.method} {self.url}"
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.url.scheme, self.url.host, self.url.port)
 
     def encode_json(self, document: Any) -> bytes:
         """Return the JSON of a body, none for None; raise `NotSent(permanent)` for what has no JSON."""
@@ -224,9 +218,10 @@ class _Target:
 
 
 @lru_cache(maxsize=128)
-def _parse_address(url: str) -> ParsedUrl:
+def _parse_address(url: str) -> tuple[ParsedUrl, Origin]:
     """Parse the address of a request; most requests go to a few of them."""
-    return parse_url(quote_unsafe(url))
+    parsed = parse_url(quote_unsafe(url))
+    return parsed, Origin(parsed.scheme, parsed.host, parsed.port)
 
 
 async def _send(target: _Target, connection: HttpConnection, request: HttpRequest) -> tuple[int, dict[str, str]]:
@@ -248,13 +243,31 @@ async def read_response(response: StreamedResponse) -> HttpResponse:
     return HttpResponse(status=response.status, headers=response.headers, body=bytes(body))
 
 
+async def _read_whole(target: _Target, connection: HttpConnection, max_bytes: int) -> bytes:
+    response = connection.response
+    part = await connection.read()
+    if response.is_read and len(part) <= max_bytes:  # nearly all
+        return part
+    parts = [part]
+    while part and response.received_bytes <= max_bytes:
+        part = await connection.read()
+        parts.append(part)
+    if response.received_bytes > max_bytes:
+        raise _too_long(target, max_bytes)
+    return b"".join(parts)
+
+
 async def _read_body(target: _Target, connection: HttpConnection, max_bytes: int) -> AsyncGenerator[bytes]:
     size = 0
     while part := await connection.read():
         size += len(part)
         if size > max_bytes:
-            raise ProviderError(f"{target}: the response is longer than {max_bytes} bytes")
+            raise _too_long(target, max_bytes)
         yield part
+
+
+def _too_long(target: _Target, max_bytes: int) -> ProviderError:
+    return ProviderError(f"{target}: the response is longer than {max_bytes} bytes")
 
 
 class _ProviderErrors:

@@ -49,6 +49,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_reading_paused = False
         self._is_writing_paused = False
         self._turn: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._wanted_bytes = 0
 
@@ -56,6 +57,13 @@ class HttpConnection(asyncio.Protocol):
     def ended_unanswered(self) -> bool:
         """Return whether the connection ended after a request and before any byte of a response."""
         return self.response.error is not None and not self._has_received
+
+    def expire_after(self, seconds: float) -> None:
+        """Let `send` and `read` raise TimeoutError after so many seconds, until the connection is idle or closed.
+
+        At a third of the cost of `asyncio.timeout`. What else a caller waits for, like a streamed body, is not limited.
+        """
+        self._expiry = self._loop.call_later(seconds, self._expire)
 
     async def send(self, request: HttpRequest) -> ResponseParser:
         """Send a request, and return its response when the head has arrived. Raises `HttpFailure`, `TooManyPieces`."""
@@ -104,6 +112,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_sending or not (response.is_complete and response.keeps_alive) or transport is None:
             self.close()
             return False
+        self._stop_expiry()
         self._is_idle = True
         self._resume_reading()
         return not transport.is_closing()
@@ -120,8 +129,19 @@ class HttpConnection(asyncio.Protocol):
         """Close at once; what was not sent or received is dropped."""
         if self._turn is not None:
             self._turn.cancel()
+        self._stop_expiry()
         if self._transport is not None:
             self._transport.abort()
+
+    def _expire(self) -> None:
+        self._expiry = None
+        self.response.fail(TimeoutError())
+        self._wake()
+
+    def _stop_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     async def _send_body(self, body: StreamedBody) -> None:
         """Send a body while it is produced, up to a response that refuses it."""

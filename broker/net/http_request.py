@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from broker.net.url_policy import ParsedUrl
@@ -16,7 +16,8 @@ USER_AGENT: Final = "nano-banana-broker"
 BASE_HEADERS: Final[Mapping[str, str]] = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
 
 _encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKENS: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
+_LINES: Final = re.compile(r"(?:[^:\s]++: [ -~]*+\r\n)*+")
 _VISIBLE_ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
 _METHODS_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _FORM_ESCAPES: Final = {
@@ -49,8 +50,7 @@ class FilePart:
     """Streams the content; called when an upload slot is free."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpRequest:
+class HttpRequest(NamedTuple):
     """A request as it is sent."""
 
     head: bytes
@@ -65,15 +65,20 @@ def build_request(
     method: str, url: ParsedUrl, headers: Mapping[str, str], body: bytes | StreamedBody = b""
 ) -> HttpRequest:
     """Return a request with its Host and Content-Length. Raises `InvalidHeader`."""
-    lines = [f"{method} {url.target} HTTP/1.1", f"Host: {url.authority}"]
-    for name, value in headers.items():
-        if not value.isascii() or not value.isprintable() or not _HEADER_NAME.fullmatch(name):
-            raise InvalidHeader(f"the header {name} has characters that headers cannot have")
-        lines.append(f"{name}: {value}")
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    # all at once, as long as they are sound: in the lines of two headers a third one could hide
+    if fields.count("\n") != len(headers) or not (_TOKENS.fullmatch("".join(headers)) and _LINES.fullmatch(fields)):
+        raise InvalidHeader(f"the header {_find_invalid(headers)} has characters that headers cannot have")
     size = len(body) if isinstance(body, bytes) else body.size
     if size or method in _METHODS_WITH_BODY:
-        lines.append(f"Content-Length: {size}")
-    return HttpRequest(head="\r\n".join([*lines, "", ""]).encode("ascii"), body=body)
+        fields += f"Content-Length: {size}\r\n"
+    head = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{fields}\r\n"
+    return HttpRequest(head.encode("ascii"), body)
+
+
+def _find_invalid(headers: Mapping[str, str]) -> str:
+    lines = {name: value for name, value in headers.items() if name and _TOKENS.fullmatch(name) and value.isascii()}
+    return next(name for name in headers if name not in lines or not lines[name].isprintable())
 
 
 def quote_unsafe(url: str) -> str:

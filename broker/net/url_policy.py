@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 from urllib.parse import quote, urljoin
 
@@ -40,7 +40,7 @@ class ParsedUrl:
     target: str
     """Path and query, as given."""
 
-    @property
+    @cached_property
     def authority(self) -> str:
         """The value of the Host header."""
         host = bracket_host(self.host)

@@ -102,6 +102,24 @@ async def test_submits_share_as_many_connections_as_run_at_once() -> None:
 
 
 @pytest.mark.anyio
+async def test_request_over_a_kept_connection_starts_one_timer_and_stops_it() -> None:
+    loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
+    schedule = loop.call_later
+
+    def keep(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        timers.append(schedule(*args, **kwargs))
+        return timers[-1]
+
+    async with serve(keep_answering) as server, aclosing(ApiClient(timeout=5, max_connections=1)) as client:
+        await client.request("GET", server.url())
+        loop.__dict__["call_later"] = keep
+        for _ in range(10):
+            assert (await client.request("GET", server.url())).body == PNG
+    assert len(timers) == 10
+    assert all(timer.cancelled() for timer in timers), "the next request has the whole time again"
+
+
+@pytest.mark.anyio
 async def test_small_download_over_a_kept_connection_starts_one_timer() -> None:
     """For the head of the response; what has arrived with it is read without one."""
     loop, timers = asyncio.get_running_loop(), 0
