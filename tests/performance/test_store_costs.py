@@ -22,7 +22,7 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
-from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupCommitWriter
 from storage.sql.writer.thread_turns import ThreadTurns
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
@@ -104,6 +104,20 @@ async def test_writes_of_one_turn_share_one_commit_and_one_hop_without_savepoint
     await traced.write(*([insert(number)] for number in range(WRITERS)))
     assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "COMMIT": 1}
     assert len(traced.hops) == 1
+
+
+@pytest.mark.parametrize("writes", [8, WRITERS])
+async def test_log_is_copied_into_the_database_after_as_many_pages_whatever_the_size_of_groups(
+    traced: Traced, writes: int
+) -> None:
+    """Statements of one group change the same pages; a checkpoint is two fsyncs, during which nothing is written."""
+    counted, groups = min(writes, MAX_GROUP_STATEMENTS), 0
+    traced.statements.clear()
+    while not any("checkpoint" in statement for statement in traced.statements):
+        await asyncio.gather(*(traced.writer.submit([insert(number)]) for number in range(writes)))
+        groups += 1
+        await traced.writer.submit(())  # behind the checkpoint
+    assert groups == -(-CHECKPOINT_STATEMENTS // counted)
 
 
 async def test_equal_inserts_of_a_group_run_as_few_statements(traced: Traced) -> None:

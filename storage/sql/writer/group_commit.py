@@ -33,6 +33,8 @@ MAX_WRITES_PER_COMMIT = 256
 """Others wait for the next group."""
 CHECKPOINT_STATEMENTS = 250
 """Statements after which the log, of some 700 pages then, is copied into the database between two commits."""
+MAX_GROUP_STATEMENTS = 16
+"""As which a larger group counts: its statements change the same pages, which are in the log once."""
 CHECKPOINT_PAGES = 2000
 """Pages in the log after which a commit copies them itself, and its callers wait for that: many rows per statement."""
 LAST_LOOK_SECONDS = 0.25
@@ -169,7 +171,7 @@ class GroupCommitWriter:
         written: the files may be others by now.
         """
         written = [len(result) for result in results if not isinstance(result, Exception)]
-        self._statements_in_log += sum(written)
+        self._statements_in_log += min(sum(written), MAX_GROUP_STATEMENTS)
         return bool(written) and self._statements_in_log >= CHECKPOINT_STATEMENTS and self._may_write_all
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:

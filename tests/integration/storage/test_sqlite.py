@@ -17,7 +17,7 @@ from storage.errors import DatabaseReplaced, StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.migrate import SchemaTooNew, upgrade_schema
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
-from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, GroupCommitWriter
+from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupCommitWriter
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +87,8 @@ async def test_callers_do_not_wait_for_the_checkpoint_that_follows_their_commit(
     writer = GroupCommitWriter(tmp_path / "b.db", connect)
     await writer.open()
     try:
-        await asyncio.gather(*submit_numbers(writer, range(CHECKPOINT_STATEMENTS)))
+        for start in range(0, CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS):
+            await asyncio.gather(*submit_numbers(writer, range(start, start + MAX_GROUP_STATEMENTS)))
         written.set()
         await writer.flush()
     finally:
@@ -158,9 +159,9 @@ async def test_refused_writes_copy_no_log_into_the_file_that_came_back(tmp_path:
         await writer.submit([Statement(sql="INSERT INTO t VALUES (1)")])
         (tmp_path / "b.db-wal").unlink()
         before, insert = path.read_bytes(), Statement(sql="INSERT INTO t VALUES (2)")
-        for _ in range(2):
+        for _ in range(CHECKPOINT_STATEMENTS // MAX_GROUP_STATEMENTS + 2):
             with pytest.raises(DatabaseReplaced):
-                await writer.submit([insert] * CHECKPOINT_STATEMENTS)
+                await writer.submit([insert] * MAX_GROUP_STATEMENTS)
         assert path.read_bytes() == before
         assert not any("checkpoint" in sql for sql in seen)
 
