@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import select
 from collections.abc import AsyncGenerator
 from typing import Final, NamedTuple, cast
@@ -14,6 +15,17 @@ PART_BYTES: Final = 256 * 1024
 """Bytes of a body that are returned at once; bytes are received in pieces of about the same size."""
 MAX_BUFFERED_BYTES: Final = PART_BYTES
 """Bytes of a body that wait for their reader before the connection stops receiving."""
+
+
+class _PollRequest(ctypes.Structure):
+    """`struct pollfd` of poll(2)."""
+
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+# Not `select.poll`, which lets other threads run: the loop would wait for them, although the call returns at once.
+_poll: Final = ctypes.PyDLL(None).poll
+_poll.argtypes = (ctypes.POINTER(_PollRequest), ctypes.c_ulong, ctypes.c_int)
 
 
 class Origin(NamedTuple):
@@ -50,6 +62,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_writing_paused = False
         self._turn: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._poll_request: _PollRequest | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._wanted_bytes = 0
 
@@ -121,9 +134,9 @@ class HttpConnection(asyncio.Protocol):
         """Return whether the idle connection is open and silent; also asks the kernel, which knows of an end first."""
         if self._transport is None or self._transport.is_closing():
             return False
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not poll.poll(0)
+        if self._poll_request is None:
+            self._poll_request = _PollRequest(self._transport.get_extra_info("socket").fileno(), select.POLLIN, 0)
+        return not _poll(ctypes.byref(self._poll_request), 1, 0)
 
     def close(self) -> None:
         """Close at once; what was not sent or received is dropped."""
