@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from storage.ids import owner_key
@@ -26,6 +27,11 @@ from storage.states import ENDED_STATUSES, TaskState, public_status
 
 DUE_CHANNEL = "due"
 """Channel that wakes workers."""
+
+
+@lru_cache(maxsize=256)
+def _update_text(names: tuple[str, ...]) -> str:
+    return f"UPDATE tasks SET {set_clause(names)}version = version + 1 WHERE id = :id AND version = :version"
 
 
 def task_channel(task_id: str) -> str:
@@ -283,11 +289,9 @@ class Tasks:
 
     def update_task(self, task: Task, **changes: Any) -> Statement:
         """Change the row if it still has the version of `task`; otherwise `Stale`."""
-        return Statement(
-            sql=f"UPDATE tasks SET {set_clause(changes)}version = version + 1 WHERE id = :id AND version = :version",
-            params={**to_columns(changes), "id": task.id, "version": task.version},
-            must_change=True,
-        )
+        values = to_columns(changes)
+        values["id"], values["version"] = task.id, task.version
+        return Statement(_update_text(tuple(changes)), values, must_change=True)
 
     def lock_task(self, task_id: str, state: TaskState) -> Statement:
         """Lock the task in this state until the transaction ends; `Stale` if it is in another one."""

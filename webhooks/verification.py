@@ -40,8 +40,7 @@ class Verification(StrEnum):
     MALFORMED = "malformed"
 
 
-@dataclass(frozen=True, kw_only=True)
-class IncomingCallback:
+class IncomingCallback(NamedTuple):
     """One request to a callback path, as received."""
 
     provider: str

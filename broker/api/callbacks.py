@@ -164,7 +164,12 @@ def read_query(query: bytes) -> Mapping[str, str]:
     text = query.decode("latin-1")
     if "%" in text or "+" in text:
         return dict(parse_qsl(text, keep_blank_values=True))
-    return {name: value for name, _, value in (pair.partition("=") for pair in text.split("&") if pair)}
+    found: dict[str, str] = {}
+    for pair in text.split("&"):
+        if pair:
+            name, _, value = pair.partition("=")
+            found[name] = value
+    return found
 
 
 async def _read_bounded(request: Request) -> bytes:

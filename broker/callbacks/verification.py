@@ -69,22 +69,20 @@ class CallbackVerifier:
         signature = self.signatures.get(provider.name, UNSIGNED)
         token, task_id, attempt = self._check_token(callback)
         required = signature.required and token == Proof.NONE
-        make_evidence = partial(Evidence, token=token, signature_required=required, trusted=callback.trusted)
+        evidence = Evidence(token=token, signature_required=required, trusted=callback.trusted)
         if token == Proof.WRONG:  # its body is not worth reading
-            evidence = make_evidence()
             decision = verification.decide(evidence)
             return VerifiedCallback(provider=provider, evidence=evidence, decision=decision, attempt=attempt)
         parse = partial(verification.parse_body, callback.body, encoded=callback.encoded)
         try:
             job_ids, report = await _read_body(provider, len(callback.body), parse)
         except MalformedBody as error:
-            evidence = make_evidence()
             return VerifiedCallback(provider=provider, evidence=evidence, decision=error.decision, attempt=attempt)
         signed = await signature.verify(callback.headers, callback.body, job_ids, self.clock.now())
         if signed == Proof.WRONG and token == Proof.BODY_VERIFIED and await self._is_of_own_account(task_id, attempt):
             signed = Proof.NONE  # of an account whose secret for callbacks is not known here
         task = await self._find_task(task_id, job_ids, token)
-        evidence = make_evidence(signature=signed, known=task is not None)
+        evidence = evidence._replace(signature=signed, known=task is not None)
         return await self._decide(provider, evidence, task, job_ids=job_ids, report=report, attempt=attempt)
 
     async def verify_stored(self, callback: StoredCallback) -> VerifiedCallback:

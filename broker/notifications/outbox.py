@@ -54,10 +54,10 @@ class Outbox:
 
         results: of the task, which the same transaction inserts.
         """
-        name, now = str(after.origin.get(ORIGIN_KEY, "native")), self.clock.now()
+        name = str(after.origin.get(ORIGIN_KEY, "native"))
         if not self._may_announce(before, after, name):
             return NO_EVENTS
-        chosen, url = self.formats[name], after.callback_url
+        chosen, url, now = self.formats[name], after.callback_url, self.clock.now()
         if isinstance(chosen, BatchFormat):
             return OutgoingEvents(statements=await self._enqueue_batch_events(before, after, chosen, now))
         if url is None:

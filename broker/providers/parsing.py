@@ -207,7 +207,7 @@ def record_of(top: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def unpacked(value: Any) -> Any:
     """Parse JSON inside strings, up to twice (kie.ai nests it); any other string is returned unchanged."""
-    for _ in range(2):
+    for _ in (1, 2):
         if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"')):
             return value
         try:
@@ -269,10 +269,9 @@ def texts(values: Iterable[Any]) -> tuple[str, ...]:
 
 def label(value: Any) -> str | None:
     """Return an id or a code: a short printable string, or a positive integer as one."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
-        return str(value)
-    found = text(value)
-    return found if found and len(found) <= 256 and found.isprintable() else None
+    if isinstance(value, str):
+        return found if (found := value.strip()) and len(found) <= 256 and found.isprintable() else None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else None
 
 
 def to_state(word: str | None) -> State | None:
@@ -325,9 +324,11 @@ def _message(record: Mapping[str, Any], top: Mapping[str, Any]) -> str:
 
 def _outputs_in(record: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the URLs of the results: all that the first field, the job or else the body has, without repeats."""
-    fields = (place[name] for place in (record, top) for name in _RESULT_FIELDS if name in place)
-    places = chain(fields, (record, top))
-    return next((found for place in places if (found := links(place))), ())
+    for place in (record, top):
+        for name in _RESULT_FIELDS:
+            if name in place and (found := links(place[name])):
+                return found
+    return links(record) or links(top)
 
 
 def links(value: Any) -> tuple[str, ...]:

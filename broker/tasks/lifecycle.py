@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, assert_never
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, assert_never
 
 from broker.reports import Failed, Finished, Pending, Report
 from broker.tasks.policy import TaskPolicy, backoff_seconds
@@ -42,12 +42,17 @@ MIN_RETRIES_WHILE_KEPT: Final = 6
 """Downloads in the last part of a result's life, if it is short: the pause between two does not grow beyond."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changes:
-    """Columns to set in the row of the task and in the row of the attempt."""
+_NO_COLUMNS: Final[Mapping[str, Any]] = {}
 
-    task: Mapping[str, Any] = field(default_factory=dict)
-    attempt: Mapping[str, Any] = field(default_factory=dict)
+
+class Changes(NamedTuple):
+    """Columns to set in the row of the task and in the row of the attempt.
+
+    A tuple, which is made in a third of the time of a frozen dataclass.
+    """
+
+    task: Mapping[str, Any] = _NO_COLUMNS
+    attempt: Mapping[str, Any] = _NO_COLUMNS
 
     def __bool__(self) -> bool:
         return bool(self.task or self.attempt)
@@ -109,7 +114,7 @@ def _without_words(changes: Changes) -> Changes:
     """Return the changes for a task that is deleted: what it cost, but nothing of its result or of what was said."""
     words = {"provider_code": None, "duplicate_result": NO_RESULT}
     kept = {name: words[name] for name in changes.attempt.keys() & words.keys()}
-    return replace(changes, attempt={**changes.attempt, **kept})
+    return changes._replace(attempt={**changes.attempt, **kept})
 
 
 def _duplicate(attempt: Attempt, report: Report) -> Changes:

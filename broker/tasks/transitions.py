@@ -287,33 +287,22 @@ class Transitions:
 
     def record_change(self, task: Task, changes: Changes, report: Report | None = None) -> None:
         """Count and log a change that is durable. task: the row before it."""
-        _count_change(self.metrics, task, changes, self.clock.now())
-        state = changes.task.get("state", task.state)
-        if changes.attempt.get("duplicate_result"):
-            log.warning("a second result of one order was kept", action="duplicate_result", task=task.id)
-        has_failed = changes.attempt.get("outcome") in {"failed", "refused"}
-        if has_failed and isinstance(report, Failed) and not report.known:
-            self.metrics.unclassified_errors.labels(provider_of(task.provider)).inc()
-            # without the message, which may repeat the prompt: it is in the task's errorDetail
-            log.warning(
-                "unclassified provider error",
-                action="unclassified_provider_error",
-                task=task.id,
-                provider=provider_of(task.provider),
-                provider_code=_plain_code(report.provider_code),
-            )
+        columns, state = changes.task, changes.task.get("state", task.state)
+        _count_change(self.metrics, task, columns, self.clock.now())
+        if changes.attempt:
+            _count_attempt(self.metrics, task, changes.attempt, report)
         if state == task.state:
             return
         # the response to a submission has a line, too, and says the same and more
         write_line = log.debug if state == TaskState.SUBMITTING else log.info
         write_line(
             "task state changed",
-            action=f"task_{state.value}",
+            action=f"task_{state}",
             task=task.id,
-            previous=task.state.value,
-            attempt=changes.task.get("attempt", task.attempt),
+            previous=str(task.state),
+            attempt=columns.get("attempt", task.attempt),
             provider=provider_of(task.provider),
-            code=changes.task.get("error_code"),
+            code=columns.get("error_code"),
         )
 
     async def _read_attempt(self, seen: Task, task: Task, about: AttemptSubject) -> Attempt | None:
@@ -348,30 +337,46 @@ def _row_values(seen: Task, task: Task, changes: Changes, *, is_leased: bool) ->
     return values
 
 
-def _count_change(metrics: Metrics, task: Task, changes: Changes, now: float) -> None:
-    """Count a change once, after its commit. task: the row before it."""
-    state = changes.task.get("state", task.state)
-    if state == TaskState.QUEUED and (provider := changes.task.get("provider", task.provider)) != task.provider:
+def _count_change(metrics: Metrics, task: Task, columns: Mapping[str, Any], now: float) -> None:
+    """Count a change of a task once, after its commit. task: the row before it."""
+    state = columns.get("state", task.state)
+    if state == TaskState.QUEUED and (provider := columns.get("provider", task.provider)) != task.provider:
         metrics.orders_moved.labels(provider_of(task.provider), provider_of(provider)).inc()
     if state != task.state:
-        metrics.transitions.labels(task.state.value, state.value).inc()
-        metrics.state_seconds.labels(task.state.value).observe(max(0.0, now - task.entered_at))
+        metrics.transitions.labels(task.state, state).inc()
+        metrics.state_seconds.labels(task.state).observe(max(0.0, now - task.entered_at))
         if state == TaskState.SUBMITTING and task.attempt == 0:
             metrics.queue_seconds.labels(provider_of(task.provider)).observe(max(0.0, now - task.created_at))
-    if changes.task.get("ended_at") is not None:
+    if columns.get("ended_at") is not None:
         # the first end that callers see; the image of a task shown as failed may still arrive
         if task.ended_at is None:
-            outcome = "completed" if state == TaskState.SUCCEEDED else changes.task["error_code"]
+            outcome = "completed" if state == TaskState.SUCCEEDED else columns["error_code"]
             metrics.task_seconds.labels(task.model, outcome).observe(max(0.0, now - task.created_at))
             metrics.task_attempts.observe(task.attempt)
         elif state == TaskState.SUCCEEDED:
             metrics.late_results.labels(task.model).inc()
-    if changes.attempt.get("duplicate_result"):
-        metrics.duplicate_results.labels(provider_of(task.provider)).inc()
-    if changes.attempt.get("outcome") == "unknown" and changes.attempt.get("ended_at") is not None:
-        metrics.unknown_outcomes.labels(provider_of(task.provider)).inc()
-    if changes.attempt.get("learned_by") == LEARNED_BY_CHECK:
-        metrics.callbacks_missing.labels(provider_of(task.provider)).inc()
+
+
+def _count_attempt(metrics: Metrics, task: Task, columns: Mapping[str, Any], report: Report | None) -> None:
+    """Count and log what a change says about an attempt of a task."""
+    outcome, provider = columns.get("outcome"), provider_of(task.provider)
+    if columns.get("duplicate_result"):
+        metrics.duplicate_results.labels(provider).inc()
+        log.warning("a second result of one order was kept", action="duplicate_result", task=task.id)
+    if outcome == "unknown" and columns.get("ended_at") is not None:
+        metrics.unknown_outcomes.labels(provider).inc()
+    if columns.get("learned_by") == LEARNED_BY_CHECK:
+        metrics.callbacks_missing.labels(provider).inc()
+    if outcome in {"failed", "refused"} and isinstance(report, Failed) and not report.known:
+        metrics.unclassified_errors.labels(provider).inc()
+        # without the message, which may repeat the prompt: it is in the task's errorDetail
+        log.warning(
+            "unclassified provider error",
+            action="unclassified_provider_error",
+            task=task.id,
+            provider=provider,
+            provider_code=_plain_code(report.provider_code),
+        )
 
 
 def _plain_code(code: str | None) -> str:

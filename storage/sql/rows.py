@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from functools import lru_cache
+from json.encoder import encode_basestring
 from operator import attrgetter, itemgetter
 from types import UnionType
 from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -32,9 +33,9 @@ def like_pattern(text: str) -> str:
     return f"%{escaped}%"
 
 
-def set_clause(changes: Mapping[str, Any]) -> str:
-    """Return `"name" = :name, ` for each change, to be followed by one more; quoted because of keywords."""
-    return _set_text(tuple(changes))
+def set_clause(names: Iterable[str]) -> str:
+    """Return `"name" = :name, ` for each column, to be followed by one more; quoted because of keywords."""
+    return _set_text(tuple(names))
 
 
 @lru_cache(maxsize=1024)
@@ -112,12 +113,12 @@ def encode_once(values: Iterable[Any]) -> EncodedTuple:
 
 
 def to_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value if type(value) in _AS_IT_IS else _to_column(value) for name, value in values.items()}
-
-
-def _to_column(value: Any) -> Any:
-    kind: Any = type(value)
-    return _writer(kind)(value)
+    columns = dict(values)
+    for name, value in values.items():
+        kind: Any = type(value)
+        if kind not in _AS_IT_IS:
+            columns[name] = _writer(kind)(value)
+    return columns
 
 
 _AS_IT_IS: Final = frozenset((str, int, float, type(None)))
@@ -135,8 +136,16 @@ def _writer(kind: type) -> Callable[[Any], Any]:
     if issubclass(kind, Mapping):
         return lambda value: _encode_json(value) if value else "{}"
     if issubclass(kind, tuple | list):
-        return lambda value: _encode_json(value) if value else "[]"
+        return _encode_items
     return int if kind is bool else lambda value: value
+
+
+def _encode_items(values: Sequence[Any]) -> str:
+    """Return the JSON of a list, which is nearly always empty or has texts alone: to make an encoder takes longer."""
+    try:
+        return f"[{', '.join([encode_basestring(value) for value in values])}]"
+    except TypeError:
+        return _encode_json(values)
 
 
 def from_row(kind: type[T], row: Row) -> T:

@@ -213,7 +213,7 @@ async def test_known_order_is_planned_and_stored_with_few_calls(tmp_path: Path) 
                 await orders.create("house:direct", request, await orders.plan("house:direct", request))
             finally:
                 sys.setprofile(None)
-    assert len(calls) - calls.count("log") <= 79, "\n".join(map(str, Counter(calls).most_common()))
+    assert len(calls) - calls.count("log") <= 80, "\n".join(map(str, Counter(calls).most_common()))
 
 
 async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ async def test_result_of_a_task_that_was_just_submitted_is_stored_with_few_calls
             assert decision.status == 200
             assert dict(broker.database.counts) == {"commits": 1, "statements": 3}
             assert begun[-1].state == TaskState.FETCHING
-    assert len(calls) - calls.count("log") <= 213, "\n".join(map(str, Counter(calls).most_common()))
+    assert len(calls) - calls.count("log") <= 207, "\n".join(map(str, Counter(calls).most_common()))
 
 
 async def a_waiting_task(broker: Counted, job: str) -> Task:

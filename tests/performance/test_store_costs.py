@@ -245,6 +245,8 @@ async def test_texts_are_built_once_per_shape() -> None:
     tasks = Tasks(SqliteDatabase(Path("unused.db")))
     assert tasks.insert_task(a_task(1.0)).sql is tasks.insert_task(a_task(1.0)).sql
     assert set_clause({"state": 1, "due_at": 2}) is set_clause({"state": 3, "due_at": 4})
+    changing = [tasks.update_task(a_task(1.0), state=state, due_at=2.0) for state in TaskState]
+    assert changing[0].sql is changing[1].sql
 
 
 def test_row_is_read_and_written_with_few_calls() -> None:
