@@ -16,6 +16,8 @@ from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, in_clause
 
 WINDOW_SECONDS = 10.0
+AMPLE_CAPACITY = 100
+"""Submissions that a key can take beyond those that any caller has at hand."""
 PROBE_SECONDS = 150.0
 """Longer than a submission can take that is answered with a job id."""
 MAX_COOLDOWN_SECONDS = 3600.0
@@ -126,6 +128,9 @@ _COUNT_SUBMISSION = f"""UPDATE SET
     window_from = CASE WHEN {_IN_WINDOW} THEN limits.window_from ELSE :sent_at END"""
 _IS_WITHIN_WINDOW = f"""((l.submissions + l.earlier_submissions <= :creates_per_window AND l.window_from <= :sent_at)
     OR ({_SUBMITTED_WITHIN}) < :creates_per_window)"""
+# that bound, where so much of the window is left that no caller can use it at once; else NULL
+_SUBMITTED_AT_MOST = f"""SELECT submissions + earlier_submissions FROM provider_limits WHERE {_ACCOUNT}
+    AND window_from <= :now AND submissions + earlier_submissions + {AMPLE_CAPACITY} <= :creates_per_window"""
 # one that only the operator can end lets an order through, which is refused with the reason
 _IS_COOLING = f"""(l.paused_until > :sent_at AND l.paused_until < :latest
     AND l.reason NOT IN ({", ".join(f"'{reason}'" for reason in SET_ASIDE_REASONS)}))"""
@@ -139,13 +144,18 @@ class ProviderLimits:
     database: Database
 
     async def get_capacity(self, provider: str, key_id: str, limits: AccountLimits, now: float) -> Capacity:
-        """Return how much may be submitted now. A hint only: `reserve_submission` decides."""
-        counts = f"({_SUBMITTED_WITHIN}) AS submitted, ({_RUNNING_WITHIN}) AS running, ({_PROBE}) AS probes"
+        """Return how much may be submitted now. A hint only: `reserve_submission` decides.
+
+        It can be too low, but not below `AMPLE_CAPACITY`: the submissions in a wide window are not counted.
+        """
+        submitted = f"coalesce(({_SUBMITTED_AT_MOST}), ({_SUBMITTED_WITHIN})) AS submitted"
+        counts = f"{submitted}, ({_RUNNING_WITHIN}) AS running, ({_PROBE}) AS probes"
         row: Any = await self.database.fetch_one(
             f"SELECT {_COOLDOWN}, {counts}",
             **_count_params(provider, key_id, limits, now),
             creates_per_window=limits.creates_per_window,
             concurrency=limits.concurrency,
+            now=now,
         )
         if now < (row["paused_until"] or 0.0) < now + MAX_COOLDOWN_SECONDS:
             is_set_aside = row["reason"] in SET_ASIDE_REASONS

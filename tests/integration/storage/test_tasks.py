@@ -189,6 +189,20 @@ async def test_concurrent_submissions_do_not_exceed_the_window(database: Any) ->
     assert (await provider_limits.get_capacity(*KIE, limits, NOW + 10.5)).free == 20
 
 
+async def test_capacity_of_a_wide_window_is_never_too_high_and_exact_near_its_end(database: Any) -> None:
+    rows = await add(database, *(a_task(n) for n in range(30)))
+    provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=129, concurrency=1000)
+    for n in range(30):
+        sent_at = NOW if n < 10 else NOW + 10
+        attempt = Attempt(task_id=a_task(n).id, number=1, provider="kie", key_id="default", sent_at=sent_at)
+        change = rows.update_task(a_task(n), step_retries=1)
+        await database.transact(change, *provider_limits.reserve_submission(attempt, limits))
+    assert (await provider_limits.get_capacity(*KIE, limits, NOW + 10.5)).free == 109, "counted"
+    wide = replace(limits, creates_per_window=130)
+    assert (await provider_limits.get_capacity(*KIE, wide, NOW + 10.5)).free == 100, "not counted"
+    assert (await provider_limits.get_capacity(*KIE, wide, NOW + 9)).free == 100, "the clock of this process is behind"
+
+
 async def test_submission_beyond_the_concurrency_is_stale(database: Any) -> None:
     rows = await add(database, *(a_task(n, state=TaskState.WAITING) for n in range(3)), a_task(9))
     provider_limits, limits = ProviderLimits(database), AccountLimits(creates_per_window=20, concurrency=3)
