@@ -281,7 +281,7 @@ def to_state(word: str | None) -> State | None:
 
 def ids_in(top: Any, id_fields: Sequence[str] = ANY_IDS) -> tuple[str, ...]:
     """Return job ids, most specific first (kie.ai: `data.taskId`, `data.task_id`, `taskId`, `task_id`)."""
-    return _ids_at((mapping(unpacked(mapping(top).get("data"))), mapping(top)), tuple(id_fields))
+    return _ids_at((mapping(unpacked((top := mapping(top)).get("data"))), top), tuple(id_fields))
 
 
 def _ids_at(places: Sequence[Mapping[str, Any]], id_fields: tuple[str, ...]) -> tuple[str, ...]:
