@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from storage.ids import owner_key
 from storage.sql.database import Database, Statement
@@ -134,6 +134,18 @@ class Task:
     def is_held(self) -> bool:
         """True for one that is not to be submitted yet: it waits for another task, until its deadline at most."""
         return self.state == TaskState.QUEUED and self.due_at > self.deadline_at
+
+
+_UNSET_WHEN_SUBMITTED: Final = (
+    *("job_id", "step_retries", "outputs", "texts", "turn", "tokens", "checked_at", "error_code", "error_detail"),
+    *("error_retryable", "billed", "provider_code", "cost", "cost_usd", "ended_at", "finished_at"),
+    *("provider_state", "provider_percent", "pinned_at"),
+)
+"""What the steps after the submission write."""
+_UNSET_WHEN_QUEUED: Final = (
+    *("state", "lease_until", "leased_by", "version", "key_id", "attempt", "expects_callback", "sent_at"),
+    *_UNSET_WHEN_SUBMITTED,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +297,7 @@ class Tasks:
     # -- changing: statements for a transaction
 
     def insert_task(self, task: Task) -> Statement:
-        return insert_row("tasks", task)
+        return insert_row("tasks", task, unset=_UNSET_WHEN_SUBMITTED if task.leased_by else _UNSET_WHEN_QUEUED)
 
     def update_task(self, task: Task, **changes: Any) -> Statement:
         """Change the row if it still has the version of `task`; otherwise `Stale`."""

@@ -31,7 +31,7 @@ class Statement(NamedTuple):
     must_change: bool = False
     may_use_reserve: bool = False
     row: tuple[Any, ...] = ()
-    """Of an INSERT with `VALUES (:a, :b)` and no other parameters, in the place of `params`: their values, in order.
+    """Of an INSERT with `VALUES (:a, 0, :b)` and no other parameters, in the place of `params`: their values, in order.
     Such statements of one transaction do not depend on each other, so that equal ones of several can run as one."""
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring
 from operator import attrgetter, itemgetter
 from types import UnionType
-from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from storage.sql.database import Database, Row, Statement
 
@@ -43,35 +43,71 @@ def _set_text(names: tuple[str, ...]) -> str:
     return "".join(f'"{name}" = :{name}, ' for name in names)
 
 
-def insert_row(table: str, row: object, conflict: str = "", *, computed: Mapping[str, str] | None = None) -> Statement:
-    """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions."""
+def insert_row(
+    table: str,
+    row: object,
+    conflict: str = "",
+    *,
+    computed: Mapping[str, str] | None = None,
+    unset: tuple[str, ...] = (),
+) -> Statement:
+    """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions.
+
+    unset: fields that have their defaults in most rows. In these they are a part of the text: to bind them takes as
+    long as to store them.
+    """
     kind: Any = type(row)
     if computed:
         return Statement(_insert_text(table, kind, conflict, tuple(computed.items())), to_columns(vars(row)))
-    text, values_of, converted = _insert_form(table, kind, conflict)
-    values = [*values_of(vars(row))]
-    for position, empty in converted:
+    columns = vars(row)
+    form = _insert_form(table, kind, conflict, unset)
+    if unset and form.unset_of(columns) != form.defaults:
+        form = _insert_form(table, kind, conflict, ())
+    values = [*form.values_of(columns)]
+    for position, empty in form.converted:
         value = values[position]
         if value or empty is None:
             of: Any = type(value)
             values[position] = _writer(of)(value)
         else:
             values[position] = empty
-    return Statement(text, row=tuple(values))
+    return Statement(form.text, row=tuple(values))
+
+
+class _InsertForm(NamedTuple):
+    """An insert of rows of one class. converted: positions of values that are converted, as in `_converted`.
+
+    unset_of: picks the fields that are a part of the text if they equal `defaults`.
+    """
+
+    text: str
+    values_of: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    converted: Sequence[tuple[int, str | int | None]]
+    unset_of: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    defaults: tuple[Any, ...]
 
 
 @lru_cache(maxsize=256)
-def _insert_form(
-    table: str, kind: type, conflict: str
-) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]], Sequence[tuple[int, str | int | None]]]:
-    """Return the text of an insert, what picks its values, and where these are converted, as in `_converted`."""
-    names = _names(cast("Any", kind))
-    converted = [(names.index(name), empty) for name, empty in _converted(cast("Any", kind)).items()]
-    return _insert_text(table, kind, conflict, ()), _pick(names), converted
+def _insert_form(table: str, kind: type, conflict: str, unset: tuple[str, ...]) -> _InsertForm:
+    names = [name for name in _names(cast("Any", kind)) if name not in unset]
+    converted = [(names.index(name), empty) for name, empty in _converted(cast("Any", kind)).items() if name in names]
+    defaults = {name: _defaults(cast("Any", kind))[name] for name in unset}
+    literals = {name: _literal(value) for name, value in to_columns(defaults).items()}
+    text = _insert_text(table, kind, conflict, tuple(literals.items()))
+    return _InsertForm(text, _pick(names), converted, _pick([*unset]), tuple(defaults.values()))
+
+
+def _literal(value: str | float | None) -> str:
+    """Return a default as SQL. Raises ValueError for a text that would need quoting."""
+    if isinstance(value, str):
+        if re.fullmatch(r"[\w\[\]{}]*", value) is None:
+            raise ValueError(f"no default of an insert: {value!r}")
+        return f"'{value}'"
+    return "NULL" if value is None else repr(value)
 
 
 def _pick(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    return itemgetter(*names) if len(names) > 1 else lambda columns: (columns[names[0]],)
+    return itemgetter(*names) if len(names) > 1 else lambda columns: tuple([columns[name] for name in names])
 
 
 @lru_cache(maxsize=256)

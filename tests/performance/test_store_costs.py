@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -278,6 +278,14 @@ def test_new_row_is_made_and_inserted_with_few_calls() -> None:
     assert {type(value) for value in statement.row} <= {str, int, float, type(None)}
     assert "__init__" not in list_calls(lambda: new_row(Task, given))
     assert len(list_calls(lambda: tasks.insert_task(made))) <= 7
+
+
+def test_columns_that_later_steps_write_are_not_bound_for_new_tasks() -> None:
+    """To bind a value takes as long as to store it, and the event loop waits while rows are inserted."""
+    tasks = Tasks(SqliteDatabase(Path("unused.db")))
+    queued, ended = a_task(1.0, state=TaskState.QUEUED, attempt=0, expects_callback=False), a_task(1.0, billed="yes")
+    submitted = replace(queued, leased_by="me", state=TaskState.SUBMITTING, attempt=1, version=2)
+    assert [len(tasks.insert_task(task).row) for task in (queued, submitted, ended)] == [26, 34, 53]
 
 
 @pytest.mark.parametrize("changes", [{"id": None}, {"prompts": "a red bicycle"}])

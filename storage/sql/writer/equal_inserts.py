@@ -16,7 +16,8 @@ from storage.sql.database import Statement
 
 ROWS: Final = (16, 4, 1)
 """Rows of one statement, so that there are few texts: each is compiled once and kept."""
-_ROW: Final = re.compile(r"(?<=VALUES )\(:\w+(?:, :\w+)*\)")
+_ROW: Final = re.compile(r"(?<=VALUES )\([^()]*\)")
+_VALUE: Final = re.compile(r":\w+")
 MIN_WRITES: Final = 4
 """Fewer are not worth it."""
 
@@ -47,5 +48,5 @@ def text_of_rows(text: str, count: int) -> str:
     match = _ROW.search(text)
     if match is None or ":" in text[match.end() :]:
         raise ValueError(f"no insert of one row: {text}")
-    marks = f"({', '.join('?' * match[0].count(':'))})"
-    return f"{text[: match.start()]}{', '.join([marks] * count)}{text[match.end() :]}"
+    row = _VALUE.sub("?", match[0])
+    return f"{text[: match.start()]}{', '.join([row] * count)}{text[match.end() :]}"

@@ -77,6 +77,18 @@ class Recorder:
         return await self.inner.transact(*statements, wake=wake)
 
 
+INSERTED: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"leased_by": "me", "lease_until": NOW + 30.0},
+    {"leased_by": "me", "state": TaskState.SUBMITTING, "attempt": 1, "version": 2, "sent_at": NOW},
+    {"attempt": 2},
+    {"outputs": ("https://files.example/1",)},
+    {"leased_by": "me", "tokens": {"input": 1}},
+    {"error_retryable": True},
+    {"billed": "it's (unknown): yes"},
+)
+
+
 @pytest.fixture(params=DATABASES)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     async with await DATABASES[request.param](request, tmp_path) as opened:
@@ -125,6 +137,15 @@ async def test_task_is_read_back_as_stored(database: Any) -> None:
     )
     rows = await add(database, task)
     assert await rows.get(task.id) == task
+
+
+@pytest.mark.parametrize("changes", INSERTED, ids=lambda changes: "+".join(changes) or "queued")
+async def test_new_task_is_stored_with_its_fields_whichever_have_their_defaults(
+    database: Any, changes: Mapping[str, Any]
+) -> None:
+    tasks, task = Tasks(database), a_task(**{"key_id": "", **changes})
+    await database.transact(tasks.insert_task(task))
+    assert await tasks.get(task.id) == task
 
 
 async def test_concurrent_claims_never_lease_the_same_task(database: Any) -> None:
