@@ -81,25 +81,25 @@ class Log:
 
     def debug(self, text: str, **fields: Any) -> None:
         if _LOGGER.isEnabledFor(logging.DEBUG):
-            self._write("debug", text, fields)
+            self.write("debug", text, fields)
 
     def info(self, text: str, **fields: Any) -> None:
         if _LOGGER.isEnabledFor(logging.INFO):
-            self._write("info", text, fields)
+            self.write("info", text, fields)
 
     def warning(self, text: str, **fields: Any) -> None:
         if _LOGGER.isEnabledFor(logging.WARNING):
-            self._write("warning", text, fields)
+            self.write("warning", text, fields)
 
     def error(self, text: str, *, exc_info: ExcInfo | None = None, **fields: Any) -> None:
         if _LOGGER.isEnabledFor(logging.ERROR):
             if exc_info is not None:
                 fields["exception"] = "".join(traceback.format_exception(*exc_info)).rstrip("\n")
-            self._write("error", text, fields)
+            self.write("error", text, fields)
 
     def critical(self, text: str, **fields: Any) -> None:
         if _LOGGER.isEnabledFor(logging.CRITICAL):
-            self._write("critical", text, fields)
+            self.write("critical", text, fields)
 
     def note_change(self, text: str, *, action: str, **fields: Any) -> None:
         """Add a change to the line of the current request, with its action as `change`; or write a line of its own.
@@ -112,7 +112,8 @@ class Log:
             return
         current.facts, current.is_open = {"change": action, **fields}, False
 
-    def _write(self, level: str, text: str, fields: LogEvent) -> None:
+    def write(self, level: str, text: str, fields: LogEvent) -> None:
+        """Write a line of a level that is enabled. fields: the line is made in this dict."""
         fields["event"], fields["level"] = text, level
         if (current := request_line.get()) is not None:
             fields["request_id"] = current.request_id
@@ -192,8 +193,8 @@ class _LineWriter(logging.Handler):
         self._lock = threading.RLock()
         self._lines: list[str] = []
         self._bytes = 0
-        self._flushing: asyncio.AbstractEventLoop | None = None
-        """The loop that writes the lines at the end of its turn."""
+        self._flushing: tuple[asyncio.AbstractEventLoop, int] | None = None
+        """The loop that writes the lines at the end of its turn, and its thread."""
 
     def write_event(self, event: LogEvent) -> None:
         """Take a line of ours."""
@@ -243,13 +244,15 @@ class _LineWriter(logging.Handler):
 
     def _flush_soon(self) -> bool:
         """Let this thread's loop write the lines at the end of its turn. Return False if it has none."""
+        thread = threading.get_ident()
+        if self._flushing is not None and self._flushing[1] == thread and self._flushing[0].is_running():
+            return True  # to ask for the running loop is a call of the kernel
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
-        if self._flushing is not loop:
-            self._flushing = loop
-            loop.call_soon(self._end_turn)
+        self._flushing = loop, thread
+        loop.call_soon(self._end_turn)
         return True
 
     def _end_turn(self) -> None:
