@@ -139,7 +139,8 @@ class ResponseCycle:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
         if not self.disconnected and not self.response_complete:
-            self.flow.resume_reading()
+            if self.flow.read_paused:
+                self.flow.resume_reading()
             if not self.message_event.is_set:
                 await self.message_event.wait()
             self.message_event.clear()
@@ -164,6 +165,8 @@ class ResponseCycle:
             self._send_body(message.get("body", b""), is_last=not message.get("more_body", False))
         else:
             self._send_head(message["status"], message.get("headers", ()))
+            if "body" in message:  # `WHOLE_RESPONSE`
+                self._send_body(message["body"], is_last=True)
 
     def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.response_started = True

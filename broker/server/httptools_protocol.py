@@ -17,6 +17,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from broker.api.http.connection import WHOLE_RESPONSE
 from broker.net.pieces import ChunkCounter, TooManyPieces, TurnCounter
 from broker.server.deadlines import Phase
 from broker.server.httptools_cycle import ResponseCycle
@@ -50,6 +51,7 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.extensions[WHOLE_RESPONSE] = {}
         del self.pipeline  # a deque of uvicorn's, most of a kibibyte; here pipelined requests wait in the buffer
         self._buffer = b""
         """Received bytes; those before `_parsed` have been parsed."""
@@ -94,23 +96,22 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
         if self.flow.is_held:
             return
         try:
-            while self._parsed < len(self._buffer) and self._parse_part():
-                pass
+            while self._parsed < len(self._buffer):
+                part = self._part
+                if part is _Part.HEAD:
+                    may_go_on = self._parse_head()
+                elif part is _Part.SIZED_BODY:
+                    may_go_on = self._parse_sized()
+                elif part is _Part.CHUNKED_BODY:
+                    may_go_on = self._parse_chunks()
+                else:  # pipelined: one request at a time
+                    self.flow.pause_reading()
+                    return
+                if not may_go_on:
+                    return
         except (httptools.HttpParserError, _MalformedRequest) as error:
             self.logger.warning("Invalid HTTP request received.")
             self.reject_request(self._error or error)
-
-    def _parse_part(self) -> bool:
-        """Parse bytes of the current part; return whether others may follow."""
-        part = self._part
-        if part is _Part.HEAD:
-            return self._parse_head()
-        if part is _Part.SIZED_BODY:
-            return self._parse_sized()
-        if part is _Part.CHUNKED_BODY:
-            return self._parse_chunks()
-        self.flow.pause_reading()  # pipelined: one request at a time
-        return False
 
     def _feed(self, end: int) -> None:
         """Let the parser read up to there."""
@@ -338,7 +339,8 @@ class GuardedHttpTools(GuardedProtocol, HttpToolsProtocol):
             return
         if self._part is _Part.NONE:
             self._part = _Part.HEAD
-            self.parse_more()
+            if self._parsed < len(self._buffer):
+                self.parse_more()
         self.update_phase()
 
     def linger(self) -> None:

@@ -221,7 +221,7 @@ class GuardedProtocol(asyncio.Protocol):
         self.server_state.total_requests += 1
         self.has_answered = True
         self._unsent_before = sys.maxsize
-        if not self.transport.is_closing():
+        if self.flow.read_paused and not self.transport.is_closing():
             self.flow.resume_reading()
 
     def update_phase(self) -> None:

@@ -69,7 +69,7 @@ async def send_tracked(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
             names = {name for name, _ in added}
             message["headers"] = [*(one for one in message["headers"] if one[0] not in names), *added]
         await send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if _is_last(message):
             is_sent = connection is None or not connection.is_lost
 
     try:
@@ -82,3 +82,8 @@ async def send_tracked(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
                     tracked.answers.confirm(tracked.answer, connection.wait_received if connection else None)
                 else:
                     await tracked.answers.leave(tracked.answer)
+
+
+def _is_last(message: Message) -> bool:
+    is_body = message["type"] == "http.response.body" or "body" in message  # `WHOLE_RESPONSE`
+    return is_body and not message.get("more_body", False)

@@ -12,6 +12,9 @@ from starlette.types import Scope
 EXTENSION: Final = "broker.connection"
 """Name of the ASGI extension; absent where an application is called without a server of ours."""
 
+WHOLE_RESPONSE: Final = "broker.whole_response"
+"""Name of the ASGI extension of servers that take the whole body of a response as `body` of `http.response.start`."""
+
 CONFIRM_SECONDS: Final = 2.0
 """A client that received all and read only a part resets its connection within this time."""
 UNSENT_POLL_SECONDS: Final = 0.25

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 from pydantic import Field
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from broker.accounts.quotas import QUOTA_NAMES, QuotaExceeded
+from broker.api.http.connection import WHOLE_RESPONSE
 from broker.api.http.identity import header_values
 from broker.errors import STATUS_OF, TASK_CODES, ApiError
 from broker.i18n import Language, Messages, language_of
@@ -125,6 +127,20 @@ class EncodedResponse(Response):
         self.status_code = status
         self.background = None
         self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it in one message where the server takes that, because every layer around looks at each message."""
+        if WHOLE_RESPONSE not in scope.get("extensions", ()):
+            await super().__call__(scope, receive, send)
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+                "body": self.body,
+            }
+        )
 
 
 def data_response(data: ResponseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
