@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from broker.accounts.secret_texts import digest_of, has_use
 from broker.clock import Clock
@@ -51,9 +52,9 @@ class Credentials:
         """Return whether a user exists: then nothing is open to everyone."""
         return await self.users.has_any()
 
-    async def has_accounts(self) -> bool:
+    def has_accounts(self) -> Coroutine[Any, Any, bool]:
         """Return whether a user or an API key exists: then no call is trusted without a secret."""
-        return await self.users.has_any_account()
+        return self.users.has_any_account()
 
     async def _find_session(self, secret: str, kind: SecretKind) -> Principal | None:
         found = await self.sessions.find_secret(digest_of(secret))

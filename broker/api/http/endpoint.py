@@ -254,9 +254,8 @@ class EndpointRouter:
             for segments in {(), *(segments for segments, _ in patterns)}
         }
 
-    async def respond(self, request: Request) -> Response:
-        """Return the response of a request's endpoint. Raises HTTPException for a path or a method that none has."""
-        scope = request.scope
+    def find_route(self, scope: Scope) -> EndpointRoute:
+        """Return the route of a request. Raises HTTPException for a path or a method that none has."""
         path, method = scope["path"], scope["method"]
         if (fixed := self._fixed.get(path)) is not None:
             found = fixed.get(method, fixed[_OTHER_METHOD])
@@ -265,7 +264,7 @@ class EndpointRouter:
         if found is None:
             raise HTTPException(404)
         route, scope["path_params"] = found
-        return await route.respond(request)
+        return route
 
     def _candidates(self, path: str) -> Sequence[EndpointRoute]:
         segments = tuple(path.split("/", 3)[1:3])

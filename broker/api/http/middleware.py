@@ -74,20 +74,19 @@ class RequestMiddleware:
             counter = self._counters[operation, status] = self._requests.labels(operation, str(status))
         counter.inc()
         is_routine = endpoint is not None and endpoint.is_quiet and (200 <= status < 300 or status == 304)
-        if is_routine and not log.is_enabled_for(logging.DEBUG):
+        if not log.is_enabled_for(logging.DEBUG if is_routine else logging.INFO):
             return
-        write = log.debug if is_routine else log.info
-        write(
-            "request",
-            action="request",
-            method=scope["method"],
-            route=endpoint.path if endpoint else None,
-            operation=operation,
-            status=status,
-            milliseconds=round(seconds * 1000, 1),
-            owner=owner_of(scope),
+        fields: LogEvent = {
+            "action": "request",
+            "method": scope["method"],
+            "route": endpoint.path if endpoint else None,
+            "operation": operation,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 1),
+            "owner": owner_of(scope),
             **facts,
-        )
+        }
+        log.write("debug" if is_routine else "info", "request", fields)
 
 
 def complete_headers(headers: Iterable[tuple[bytes, bytes]], *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
@@ -115,7 +114,7 @@ class EndpointApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         try:
-            response = await self._router.respond(request)
+            response = await self._router.find_route(scope).respond(request)
         except (Exception, asyncio.CancelledError) as error:
             response = self._error_response(request, error)
         if is_recorded(scope):

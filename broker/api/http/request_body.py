@@ -85,12 +85,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        read += len(chunks[-1])
+        chunk = message.get("body", b"")
+        read += len(chunk)
         if read > max_bytes:
             raise _too_large(max_bytes)
+        chunks.append(chunk)
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            return b"".join(chunks) if len(chunks) > 1 else chunk
 
 
 def _check_length(request: Request, max_bytes: int) -> None:

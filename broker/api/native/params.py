@@ -29,6 +29,7 @@ from broker.orders import (
     UploadedReference,
     UrlReference,
 )
+from storage.sql.rows import new_row
 
 MAX_IMAGES: Final = 6
 MAX_TEXT: Final = 256 * 1024
@@ -122,26 +123,28 @@ class OrderFields(RequestModel):
         self, idempotency_key: str | None, retry_count: int | None = None, host: str | None = None
     ) -> OrderRequest:
         """Return the order request; the catalog checks its values. host: see `OrderRequest`."""
-        return OrderRequest(
-            params=ImageParams(
-                prompt=self.prompt,
-                model=self.model or "",
-                aspect_ratio=self.aspect_ratio,
-                resolution=self.resolution,
-                output_format=self.output_format,
-                steps=self.steps,
-                seed=self.seed,
-            ),
-            mode=self.mode,
-            count=self.number_of_images or 1,
-            host=host,
-            sources=(*self.sent_images(), *map(_as_reference, self.image_urls or ())),
-            provider=self.provider,
-            priority=self.priority or DEFAULT_PRIORITY,
-            callback_url=self.callback_url,
-            idempotency_key=idempotency_key,
-            retry_count=retry_count,
-        )
+        params = {
+            "prompt": self.prompt,
+            "model": self.model or "",
+            "aspect_ratio": self.aspect_ratio,
+            "resolution": self.resolution,
+            "output_format": self.output_format,
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+        request = {
+            "params": new_row(ImageParams, params),
+            "mode": self.mode,
+            "count": self.number_of_images or 1,
+            "host": host,
+            "sources": (*self.sent_images(), *map(_as_reference, self.image_urls or ())),
+            "provider": self.provider,
+            "priority": self.priority or DEFAULT_PRIORITY,
+            "callback_url": self.callback_url,
+            "idempotency_key": idempotency_key,
+            "retry_count": retry_count,
+        }
+        return new_row(OrderRequest, request)
 
     @abstractmethod
     def sent_images(self) -> Sequence[ReferenceSource]:
@@ -234,8 +237,12 @@ def _read_order(model: type[T], values: Iterable[tuple[str, Any]]) -> T:
         raise _api_error(error) from error
 
 
-def _json_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the values by key, the entries of a list one by one."""
+def _json_values(document: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Return the values by key, the entries of a list one by one."""
+    return _unfold_lists(document) if list in map(type, document.values()) else document.items()
+
+
+def _unfold_lists(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in document.items():
         name = _NAMES.get(key)
         if name not in _LIST_RULES or not isinstance(value, list):

@@ -13,10 +13,9 @@ import asyncpg
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Scope
 
-from broker.api.http.endpoint import EndpointRouter
+from broker.api.http.endpoint import EndpointRoute, EndpointRouter
 from storage.sql.writer.group_commit import LAST_LOOK_SECONDS
 from storage.states import TaskState
 from storage.tasks import Task
@@ -119,14 +118,14 @@ async def test_poll_is_answered_before_the_routes_with_one_read_at_most(
     unserved: ApiBroker, parser: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app, routed = cast(Starlette, unserved.mounted.app), 0
-    respond = EndpointRouter.respond
+    find_route = EndpointRouter.find_route
 
-    async def count(router: EndpointRouter, request: Request) -> Response:
+    def count(router: EndpointRouter, scope: Scope) -> EndpointRoute:
         nonlocal routed
         routed += 1
-        return await respond(router, request)
+        return find_route(router, scope)
 
-    monkeypatch.setattr(EndpointRouter, "respond", count)
+    monkeypatch.setattr(EndpointRouter, "find_route", count)
     for task in await add_tasks(unserved):
         for _ in range(3):
             await poll(unserved, task)
