@@ -44,6 +44,7 @@ _KEPT_DAYS: Final = 7
 
 _COLORS: Final = {"debug": "32", "info": "32", "warning": "33", "error": "31", "critical": "31"}
 _LOGGER: Final = logging.getLogger("broker")
+_TRACEBACKS: Final = logging.Formatter()
 _COLUMNS: Final = frozenset({"timestamp", "level", "event", "logger", "exception"})
 """Those of a plain line that are not written as fields."""
 _MOMENT_WIDTH: Final = len("2026-01-31T12:00:00.000000Z")
@@ -281,9 +282,6 @@ class _BlockFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         lines: Any = record.msg
         return "\n".join(map(_colored, lines) if self._has_colors else lines)
-
-
-_TRACEBACKS: Final = logging.Formatter()
 
 
 def _pass_to_library(event: LogEvent) -> None:
