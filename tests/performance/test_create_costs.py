@@ -42,6 +42,8 @@ pytestmark = pytest.mark.anyio
 ORDER = {"prompt": "a red fox", "model": "nano-banana", "aspectRatio": "16:9"}
 KEY = "a-key-of-the-operator-0123456789"
 AT_ONCE = 64
+REPEATS = 6
+"""Of what is counted in calls."""
 
 
 class CountingSqlite(SqliteDatabase):
@@ -197,23 +199,14 @@ async def test_orders_behind_one_that_waits_look_for_it_once_between_two_polls(t
 
 async def test_known_order_is_planned_and_stored_with_few_calls(tmp_path: Path) -> None:
     """Functions of ours and generated ones; the log line has its own."""
-    calls = list[str]()
-
-    def count(frame: FrameType, event: str, _: Any) -> None:
-        file = frame.f_code.co_filename
-        if event == "call" and ("/broker/" in file or "/storage/" in file or file == "<string>"):
-            calls.append(frame.f_code.co_qualname if not file.endswith("logs.py") else "log")
-
     async with open_counted(tmp_path) as broker:
-        orders = broker.services.orders
-        for number in range(2):
+        orders, counts = broker.services.orders, list[list[str]]()
+        for number in range(REPEATS):
             request = OrderRequest(params=ImageParams(prompt=f"fox number {number}"))
-            sys.setprofile(count if number else None)
-            try:
+            with ListedCalls("/broker/", "/storage/", "<string>") as calls:
                 await orders.create("house:direct", request, await orders.plan("house:direct", request))
-            finally:
-                sys.setprofile(None)
-    assert len(calls) - calls.count("log") <= 80, "\n".join(map(str, Counter(calls).most_common()))
+            counts.append(calls)
+    assert_few_calls(counts, 80)
 
 
 async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> None:
@@ -238,30 +231,20 @@ async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> 
 
 async def test_http_takes_few_calls_around_an_order(tmp_path: Path) -> None:
     """Functions of ours and of the libraries, from the bytes of the request to those of the response."""
-    calls, parts = list[str](), ("server", "api", "starlette", "uvicorn", "pydantic")
-
-    def count(frame: FrameType, event: str, _: Any) -> None:
-        file = frame.f_code.co_filename
-        if event == "call" and any(f"/{part}/" in file for part in parts):
-            calls.append(frame.f_code.co_qualname)
-
-    request = http_request("POST", "/api/generate/image", ORDER)
+    request, counts = http_request("POST", "/api/generate/image", ORDER), list[list[str]]()
     async with open_counted(tmp_path) as broker:
         transport = MemoryTransport()
         protocol = connect("httptools", build_app(broker.services), transport)
-        for number in range(3):
-            calls.clear()
-            sys.setprofile(count)
-            try:
+        for number in range(REPEATS):
+            with ListedCalls("/server/", "/api/", "/starlette/", "/uvicorn/", "/pydantic/") as calls:
                 protocol.data_received(request)
                 async with asyncio.timeout(4):
                     while transport.writes == number:  # noqa: ASYNC110
                         await asyncio.sleep(0.001)
-            finally:
-                sys.setprofile(None)
+            counts.append(calls)
         protocol.connection_lost(None)
-    assert transport.written.count(b"HTTP/1.1 202 ") == 3
-    assert len(calls) <= 119, "\n".join(map(str, Counter(calls).most_common()))
+    assert transport.written.count(b"HTTP/1.1 202 ") == REPEATS
+    assert_few_calls(counts, 119)
 
 
 async def test_orders_of_one_caller_wait_for_the_same_commit(tmp_path: Path) -> None:
@@ -299,30 +282,20 @@ async def test_callback_costs_one_read_and_one_commit_of_one_statement(tmp_path:
 
 async def test_result_of_a_task_that_was_just_submitted_is_stored_with_few_calls_and_no_read(tmp_path: Path) -> None:
     """Functions of ours and generated ones; the log line has its own."""
-    calls = list[str]()
-
-    def count(frame: FrameType, event: str, _: Any) -> None:
-        file = frame.f_code.co_filename
-        is_ours = any(folder in file for folder in ("/broker/", "/storage/", "/webhooks/")) or file == "<string>"
-        if event == "call" and is_ours:
-            calls.append(frame.f_code.co_qualname if not file.endswith("logs.py") else "log")
-
     async with open_counted(tmp_path) as broker:
-        services, begun = broker.services, list[Task]()
-        for number in range(2):
+        services, begun, counts = broker.services, list[Task](), list[list[str]]()
+        for number in range(REPEATS):
             task = await a_waiting_task(broker, f"job-{number}")
             services.next_steps.start = lambda one, _: begun.append(one)
             incoming = an_image_for(services, task)
             broker.database.counts.clear()
-            sys.setprofile(count if number else None)
-            try:
+            with ListedCalls("/broker/", "/storage/", "/webhooks/", "<string>") as calls:
                 decision = await services.receiver.receive(incoming)
-            finally:
-                sys.setprofile(None)
+            counts.append(calls)
             assert decision.status == 200
             assert dict(broker.database.counts) == {"commits": 1, "statements": 3}
             assert begun[-1].state == TaskState.FETCHING
-    assert len(calls) - calls.count("log") <= 207, "\n".join(map(str, Counter(calls).most_common()))
+    assert_few_calls(counts, 207)
 
 
 async def a_waiting_task(broker: Counted, job: str) -> Task:
@@ -354,6 +327,38 @@ def an_image_for(services: Services, task: Task) -> IncomingCallback:
         body=body,
         trusted=False,
     )
+
+
+class ListedCalls:
+    """Lists the calls of functions in folders while the block runs, but not those of log lines.
+
+    folders: parts of the paths of files; `<string>` is that of generated functions.
+    """
+
+    def __init__(self, *folders: str) -> None:
+        self._folders = folders
+        self._calls = list[str]()
+
+    def __enter__(self) -> list[str]:
+        sys.setprofile(self._list)
+        return self._calls
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _list(self, frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and not file.endswith("logs.py") and any(folder in file for folder in self._folders):
+            self._calls.append(frame.f_code.co_qualname)
+
+
+def assert_few_calls(repeated: Sequence[list[str]], limit: int) -> None:
+    """Look at the repetition with the fewest calls.
+
+    The first one fills caches, and a timer, a cache that expires or a new pool of random digits adds some to another.
+    """
+    calls = min(repeated, key=len)
+    assert len(calls) <= limit, "\n".join(map(str, Counter(calls).most_common()))
 
 
 class CallCounter:

@@ -124,7 +124,9 @@ class GroupCommitWriter:
     async def flush(self) -> None:
         """Wait until all that was handed in so far is written or has failed."""
         if self._unfinished:
-            await asyncio.wait({self.submit(())})  # the last one in the queue
+            last = self.submit(())  # in the queue
+            last.add_done_callback(_ignore_error)
+            await asyncio.wait({last})
 
     async def close(self) -> None:
         """Write all that was handed in, then end the thread."""
@@ -266,11 +268,11 @@ class GroupCommitWriter:
     def _finish_group(
         self, group: Sequence[Write], results: Sequence[Result], changed: ChangedRows, is_free: bool
     ) -> None:
-        self._on_changes(changed)
-        if is_free:
+        if is_free:  # before what may fail: without another group no write would ever be done
             self._is_writing = False
             if self._submitted:  # the next group after this turn, with all that the turn adds
                 self._loop.call_soon(self._start_group)
+        self._on_changes(changed)
         self._unfinished -= len(group)
         if group and not self._unfinished:
             self.turns.end()
@@ -283,6 +285,12 @@ class GroupCommitWriter:
                 self._notify(*write.wake)
             if not write.done.cancelled():
                 write.done.set_result(result)
+
+
+def _ignore_error(done: asyncio.Future[list[Outcome]]) -> None:
+    """Look at an error that no caller waits for, so that the loop does not report it."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _run_writes(connection: sqlite3.Connection, group: Sequence[Write]) -> list[Result]:
