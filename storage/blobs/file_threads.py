@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
+from weakref import WeakMethod
 
 T = TypeVar("T")
 
@@ -24,6 +25,12 @@ class FileThreads:
     """A few threads, which start when they are needed and stay. Any number of event loops may use them."""
 
     def __init__(self) -> None:
+        self._begin()
+        beginning = WeakMethod(self._begin)
+        os.register_at_fork(after_in_child=lambda: (begin := beginning()) and begin())
+
+    def _begin(self) -> None:
+        """Begin without threads, as a forked process does: it has none of those of its parent."""
         self._jobs: SimpleQueue[_Job[Any]] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0

@@ -138,6 +138,7 @@ async def test_refusal_names_the_reset_and_a_repeated_order_still_gets_its_answe
 async def test_canceled_order_makes_room_for_another(tmp_path: Path) -> None:
     async with open_api(tmp_path, daily_budget=0.03) as broker:
         task_id = (await broker.client.post(CREATE, json={"prompt": "a fox"})).json()["taskId"]
+        await broker.wait_until_queued(task_id)
         assert (await broker.client.delete(f"/api/task/{task_id}")).status_code == 200
         assert (await broker.client.post(CREATE, json={"prompt": "a fox"})).status_code == 202
 

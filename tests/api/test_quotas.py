@@ -344,12 +344,13 @@ async def test_quota_of_usd_counts_what_orders_can_cost(tmp_path: Path) -> None:
 
 
 async def test_retry_of_a_failed_task_counts_like_a_new_order(tmp_path: Path) -> None:
-    """A canceled task that was never submitted gives everything back before."""
+    """A canceled task that no provider has received gives everything back before."""
     async with open_house(tmp_path, user_daily_images=1, user_in_flight=1) as broker:
         ann = await add_key_holder(broker.services)
         retry, canceled = "/api/task/{}/retry", []
         for _ in range(2):
             task_id = (await order_as(broker, ann)).json()["taskId"]
+            await broker.wait_until_queued(task_id)
             assert (await broker.client.delete(f"/api/task/{task_id}", headers=ann.headers)).status_code == 200
             canceled.append(task_id)
             assert await used(broker.services, ann.owner) == (0, 0)

@@ -195,7 +195,7 @@ async def test_kill_before_the_final_commit_keeps_both_images(tmp_path: Path, sa
 
     async def one_stored(broker: Broker, task_id: str) -> None:
         async def stored() -> bool:
-            return any(path.is_file() for path in (tmp_path / "data" / "blobs").glob(f"*/{task_id}/*"))
+            return any(path.is_file() for path in (tmp_path / "data" / "blobs").rglob(f"{task_id}.*"))
 
         await until(stored)
 

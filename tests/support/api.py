@@ -89,6 +89,11 @@ class ApiBroker:
         """Number of requests that wait for a change of a task."""
         return sum(count for channel, count in self.listeners.counts.items() if channel.startswith("task:"))
 
+    async def wait_until_queued(self, task_id: str) -> None:
+        """Wait until a new order waits in the queue: at first it is submitted, and that fails."""
+        while (task := await self.services.tables.tasks.get(task_id)) is None or task.state != TaskState.QUEUED:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
     async def wait_for_listener(self, task: Task) -> None:
         """Wait until a request waits for a change of the task."""
         while not self.listeners.counts[f"task:{task.id}"]:  # noqa: ASYNC110

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import weakref
@@ -103,3 +104,16 @@ async def test_nothing_keeps_a_result_or_an_error() -> None:
         assert error() is None
     finally:
         gc.enable()
+
+
+def test_forked_process_has_threads_of_its_own() -> None:
+    threads = FileThreads()
+    assert asyncio.run(threads.run(lambda: 1)) == 1
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = asyncio.run(asyncio.wait_for(threads.run(lambda: 0), 10))
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from storage.errors import DatabaseReplaced, StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.migrate import SchemaTooNew, upgrade_schema
+from storage.sql.row_changes import ChangedRows
 from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
 from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupCommitWriter
 
@@ -94,6 +97,49 @@ async def test_callers_do_not_wait_for_the_checkpoint_that_follows_their_commit(
     finally:
         await writer.close()
     assert waits == [True]
+
+
+async def test_error_in_the_report_of_changes_does_not_stop_later_writes(tmp_path: Path) -> None:
+    loop, errors, reports = asyncio.get_running_loop(), list[BaseException](), list[ChangedRows]()
+
+    def fail_once(changed: ChangedRows) -> None:
+        reports.append(changed)
+        if len(reports) == 1:
+            raise RuntimeError("a listener failed")
+
+    writer = GroupCommitWriter(
+        tmp_path / "b.db", partial(open_connection, tmp_path / "b.db", WRITER_PRAGMAS), on_changes=fail_once
+    )
+    await writer.open()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    try:
+        writer.submit([Statement(sql="CREATE TABLE t (n BIGINT)")])
+        await asyncio.sleep(0)
+        await asyncio.wait_for(submit_numbers(writer, range(1))[0], 4)
+    finally:
+        loop.set_exception_handler(handler)
+        await writer.close()
+    assert [str(error) for error in errors] == ["a listener failed"]
+
+
+async def test_flush_reports_no_error_of_the_writes(tmp_path: Path) -> None:
+    """Each caller is told of its own; the loop would report one that nothing looks at."""
+    loop, errors = asyncio.get_running_loop(), list[object]()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    try:
+        async with traced_writer(tmp_path / "b.db") as (writer, _):
+            (tmp_path / "b.db").rename(tmp_path / "away.db")
+            (writing,) = submit_numbers(writer, range(1))
+            await writer.flush()
+            with pytest.raises(DatabaseReplaced):
+                await writing
+        del writing
+        gc.collect()  # of what the thread kept, too
+    finally:
+        loop.set_exception_handler(handler)
+    assert not errors
 
 
 async def test_flush_waits_for_all_writes(tmp_path: Path) -> None:
