@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from broker.clock import Clock, seconds_to_beat
 from broker.logs import log, safe_exc_info
@@ -19,6 +20,7 @@ from storage.ids import random_digits
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
 
+T = TypeVar("T")
 Work: TypeAlias = Callable[[], Awaitable[None]]
 """Begins what is to be done with one task, and returns its end."""
 
@@ -56,8 +58,7 @@ class SlotUse(NamedTuple):
 SHARED_SLOTS: Final = SlotUse()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunningStep:
+class RunningStep(NamedTuple):
     """A step in progress."""
 
     task_ids: tuple[str, ...] = ()
@@ -68,6 +69,9 @@ class RunningStep:
     """Of its tasks' lease; empty without one."""
     is_quiet: bool = False
     """Nothing waits for its end, so that wakes no worker."""
+
+
+STEP_WITHOUT_TASKS: Final = RunningStep()
 
 
 @dataclass(kw_only=True)
@@ -110,17 +114,26 @@ class RunningSteps:
                 await self._ends.setdefault(key, asyncio.Event()).wait()
         return True
 
-    def start(self, work: Awaitable[object], name: str, step: RunningStep = RunningStep()) -> None:
-        """Begin a step, with its errors contained; a worker is woken when it ends, if anything may wait for that."""
-        contained = self.contain_errors(work, "".join(step.task_ids[:1]), name)
+    def start(
+        self,
+        work: Awaitable[object],
+        name: str,
+        step: RunningStep = STEP_WITHOUT_TASKS,
+        after_error: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """Begin a step, with its errors contained; a worker is woken when it ends, if anything may wait for that.
+
+        after_error: as of `contain_errors`.
+        """
+        contained = self.contain_errors(work, step.task_ids[0] if step.task_ids else "", name, after_error)
         future = asyncio.create_task(contained, context=Context())  # not that of a request that brought a callback
         self._steps[future] = step
         self._count(step, 1)
-        future.add_done_callback(self._remove)
-        if isinstance(work, Coroutine):
-            future.add_done_callback(lambda _: work.close())  # of a step that was cancelled before it began
+        future.add_done_callback(partial(self._remove, work))
 
-    def _remove(self, future: asyncio.Task[bool]) -> None:
+    def _remove(self, work: Awaitable[object], future: asyncio.Task[bool]) -> None:
+        if future.cancelled() and isinstance(work, Coroutine):
+            work.close()  # of a step that was cancelled before it began
         step = self._steps.pop(future)
         # while slots were free, all that was due has been claimed
         was_awaited = not step.is_quiet and (step.state is None or self.free_slots(step.state, step.slots) <= 0)
@@ -133,18 +146,26 @@ class RunningSteps:
         self._used[state, SHARED_SLOTS] += count
 
     def _count(self, step: RunningStep, difference: int) -> None:
-        keys: list[tuple[Counter[Any], Any]] = [(self._used, (step.state, step.slots))]
-        if step.state is not None:
-            keys += [(self._stepping, (_step_state(step.state), task_id)) for task_id in step.task_ids]
-        for counter, key in keys:
-            counter[key] += difference
-            if not counter[key]:
-                del counter[key]
-                if ended := self._ends.pop(key, None):
-                    ended.set()
+        _add_to(self._used, (step.state, step.slots), difference)
+        if step.state is None:
+            return
+        state = _step_state(step.state)
+        for task_id in step.task_ids:
+            key = state, task_id
+            if not _add_to(self._stepping, key, difference) and key in self._ends:
+                self._ends.pop(key).set()
 
-    async def contain_errors(self, work: Awaitable[object], task_id: str, name: str) -> bool:
-        """Await work; return whether it succeeded. An error of one task must not stop the others."""
+    async def contain_errors(
+        self,
+        work: Awaitable[object],
+        task_id: str,
+        name: str,
+        after_error: Callable[[], Awaitable[object]] | None = None,
+    ) -> bool:
+        """Await work; return whether it succeeded. An error of one task must not stop the others.
+
+        after_error: further work after one, whose errors are contained, too.
+        """
         try:
             await work
         except StorageError as error:
@@ -160,6 +181,8 @@ class RunningSteps:
             )
         else:
             return True
+        if after_error is not None:
+            await self.contain_errors(after_error(), task_id, "crash")
         return False
 
     def held_leases(self) -> list[tuple[str, str]]:
@@ -283,6 +306,14 @@ def new_lease(clock: Clock, seconds: float) -> Lease:
 def _step_state(state: TaskState) -> TaskState:
     """Return the state that names a step: a submission begins in QUEUED and goes on in SUBMITTING."""
     return TaskState.SUBMITTING if state == TaskState.QUEUED else state
+
+
+def _add_to(counter: Counter[T], key: T, difference: int) -> int:
+    """Change a count, and return it; one of 0 is not kept."""
+    counter[key] = count = counter[key] + difference
+    if not count:
+        del counter[key]
+    return count
 
 
 def _leases(steps: Iterable[RunningStep]) -> list[tuple[str, str]]:

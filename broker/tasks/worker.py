@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from broker.clock import Clock, seconds_to_beat
@@ -210,12 +211,9 @@ class Worker:
         """Start the step of a task. work: in place of that of its state."""
         slots = self.submissions.slots_of(task.provider) if task.state == TaskState.QUEUED else SHARED_SLOTS
         step = RunningStep(task_ids=(task.id,), state=task.state, slots=slots, lease_holder=task.leased_by)
-        self.running.start(self._run_step(task, work), task.state.value, step)
-
-    async def _run_step(self, task: Task, work: Work | None = None) -> None:
-        """Run the step of a task. After an error it is repeated when its lease ends."""
-        if not await self.running.contain_errors(work() if work else self.steps.run(task), task.id, task.state.value):
-            await self.running.contain_errors(self.steps.record_crash(task), task.id, "crash")
+        # after an error it is repeated when its lease ends
+        record_crash = partial(self.steps.record_crash, task)
+        self.running.start(work() if work else self.steps.run(task), task.state.value, step, record_crash)
 
     async def _start_retention(self, state: TaskState) -> None:
         """Start one step for many ended tasks; one such step at a time and state."""
@@ -240,7 +238,8 @@ class Worker:
     async def move_orphans(self) -> None:
         """Move queued orders of providers that are no longer configured to others that can serve them."""
         for task in await self.submissions.claim_orphans(self.leases.create_lease(), limit=MAX_ORPHANS):
-            await self._run_step(task)
+            record_crash = partial(self.steps.record_crash, task)
+            await self.running.contain_errors(self.steps.run(task), task.id, task.state.value, record_crash)
 
     # -- stopping
 

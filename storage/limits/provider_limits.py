@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from storage.attempts import Attempt
 from storage.ids import is_own_account, provider_of
@@ -33,8 +33,7 @@ Circuit = Literal["closed", "half_open", "open", "set_aside"]
 set_aside: open or half open, and only the operator can change the reason."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AccountLimits:
+class AccountLimits(NamedTuple):
     """Limits of one key of a provider. creates_per_window: submissions per 10 seconds. concurrency: running jobs.
 
     submit_seconds: longest time that a submission can take; an attempt that is still `sent` after it belongs to a
@@ -217,7 +216,8 @@ class ProviderLimits:
                 "paused": provider_of(attempt.provider),
                 "latest": attempt.sent_at + MAX_COOLDOWN_SECONDS,
                 **vars(attempt),
-                **vars(limits),
+                "creates_per_window": limits.creates_per_window,
+                "concurrency": limits.concurrency,
                 **_count_params(attempt.provider, attempt.key_id, limits, attempt.sent_at),
             },
             must_change=True,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from broker.errors import ProviderError, SinkError
 from broker.logs import log
@@ -26,7 +26,7 @@ from storage.errors import StorageError
 from storage.ids import is_own_account, provider_of
 from storage.limits.provider_limits import SET_ASIDE_REASONS, ProviderLimits
 from storage.sql.database import Stale, Statement
-from storage.sql.rows import changed_row
+from storage.sql.rows import changed_row, new_row
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task
 
@@ -37,8 +37,7 @@ MAX_RESERVATIONS: Final = 2
 """Reservations of capacity at a time: they wait for each other, and each holds a database connection."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedSubmission:
+class PreparedSubmission(NamedTuple):
     """A submission whose intent is still to be written."""
 
     task: Task
@@ -53,8 +52,7 @@ class PreparedSubmission:
     """The task with the intent."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BegunSubmission:
+class BegunSubmission(NamedTuple):
     """A submission whose intent is durable."""
 
     task: Task
@@ -198,15 +196,15 @@ class SubmitStep:
 
     def _prepare(self, task: Task, order: Order, provider: Provider) -> PreparedSubmission:
         now, number = self.transitions.clock.now(), task.attempt + 1
-        attempt = Attempt(
-            task_id=task.id,
-            number=number,
-            provider=task.provider,
-            key_id=provider.key_id,
-            sent_at=now,
-            price=provider.price(order),
-            usd_per_unit=self.usd_per_unit(provider.name),
-        )
+        columns = {
+            "task_id": task.id,
+            "number": number,
+            "provider": task.provider,
+            "key_id": provider.key_id,
+            "sent_at": now,
+            "price": provider.price(order),
+            "usd_per_unit": self.usd_per_unit(provider.name),
+        }
         url = self.callback_url(task.provider, task.id, number)
         expects_callback = url is not None and provider.expects_callback(order)
         intent = lifecycle.begin_submission(
@@ -216,7 +214,7 @@ class SubmitStep:
             task=task,
             order=order,
             provider=provider,
-            attempt=attempt,
+            attempt=new_row(Attempt, columns),
             callback_url=url if expects_callback else None,
             intent=intent,
             row=changed_row(task, {**intent.task, "version": task.version + 1}),

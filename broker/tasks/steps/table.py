@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,15 +25,15 @@ class StepTable:
     download: DownloadStep
     transitions: Transitions
 
-    async def run(self, task: Task) -> None:
-        """Run the step of the task's state. The caller holds the task's lease."""
-        steps = {
-            TaskState.QUEUED: self.submit.run,
-            TaskState.SUBMITTING: self._recover_submission,
-            TaskState.WAITING: self.check.run,
-            TaskState.FETCHING: self.download.run,
-        }
-        await steps[task.state](task)
+    def run(self, task: Task) -> Awaitable[None]:
+        """Run the step of the state of an unfinished task. The caller holds the task's lease."""
+        if task.state == TaskState.QUEUED:
+            return self.submit.run(task)
+        if task.state == TaskState.FETCHING:
+            return self.download.run(task)
+        if task.state == TaskState.WAITING:
+            return self.check.run(task)
+        return self._recover_submission(task)
 
     async def _recover_submission(self, task: Task) -> None:
         """End a submission whose outcome is unknown: its process died, or no callback came."""

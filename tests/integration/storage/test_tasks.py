@@ -219,7 +219,7 @@ async def test_capacity_of_a_wide_window_is_never_too_high_and_exact_near_its_en
         change = rows.update_task(a_task(n), step_retries=1)
         await database.transact(change, *provider_limits.reserve_submission(attempt, limits))
     assert (await provider_limits.get_capacity(*KIE, limits, NOW + 10.5)).free == 109, "counted"
-    wide = replace(limits, creates_per_window=130)
+    wide = limits._replace(creates_per_window=130)
     assert (await provider_limits.get_capacity(*KIE, wide, NOW + 10.5)).free == 100, "not counted"
     assert (await provider_limits.get_capacity(*KIE, wide, NOW + 9)).free == 100, "the clock of this process is behind"
 
