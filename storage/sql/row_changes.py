@@ -4,7 +4,8 @@ A trigger of the only writing connection records each row that a statement of th
 that is, and the event loop gets the ids before the writer's caller gets its result. Commits of other processes show in
 `PRAGMA data_version`, which names no rows. The writer reads it inside each transaction, when no other process can
 commit, and once more a moment after the last one. The reader looks after each commit of this process, and once per turn
-of the event loop when it is asked; what it cannot tell from a commit of this process, the writer finds.
+of the event loop when it is asked; what it cannot tell from a commit of this process, the writer finds. Neither looks
+while there is no question for many commits; the next one is answered as if another process had committed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Final
 from storage.sql.inline_reader import READ_VERSION, InlineReader
 
 RECORD_FUNCTION: Final = "record_changed_row"
+
+MAX_UNASKED: Final = 16
+"""Commits after a question with a look each: it takes the interpreter from the thread that has just committed."""
 
 Listener = Callable[[Collection[str]], None]
 
@@ -36,6 +40,8 @@ class RowRecorder:
     def __init__(self) -> None:
         self.begun = 0
         self.finished = 0
+        self.is_looking = False
+        """Set by the loop: a question came lately."""
         self._ids: set[str] = set()
         self._version = -1
         self._is_foreign = False
@@ -50,7 +56,8 @@ class RowRecorder:
     def begin(self) -> None:
         """Note that a transaction has begun and no other process can commit until it ends."""
         self.begun += 1
-        self.look()
+        if self.is_looking:
+            self.look()
 
     def finish(self) -> None:
         self.finished += 1
@@ -85,6 +92,8 @@ class RowChanges:
         self._version: int | None = None
         self._finished = 0
         self._has_looked = False
+        self._unasked = 0
+        """Reports since the last question."""
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` with the ids of rows that this process has changed, before their writers go on."""
@@ -92,7 +101,11 @@ class RowChanges:
 
     def report(self, changed: ChangedRows) -> None:
         """Take what the writer has recorded, and look: a later commit of another process stands alone then."""
-        self._look()
+        self._unasked += 1
+        if self._unasked <= MAX_UNASKED:
+            self._look()
+        else:
+            self._recorder.is_looking = False
         self._epoch += changed.is_foreign
         if changed.ids:
             for listener in self._listeners:
@@ -106,6 +119,8 @@ class RowChanges:
         if not self._has_looked:
             self._has_looked = True
             asyncio.get_running_loop().call_soon(self._end_turn)
+            self._epoch += not self._recorder.is_looking  # another process may have committed since the last look
+            self._recorder.is_looking, self._unasked = True, 0
             self._look()
         return self._epoch
 

@@ -96,13 +96,13 @@ async def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def test_single_write_runs_no_statements_but_its_own_and_the_transaction(traced: Traced) -> None:
     await traced.write([insert(1), change(1), change(2)])
-    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 1, "UPDATE": 2, "COMMIT": 1}
+    assert traced.count() == {"BEGIN": 1, "INSERT": 1, "UPDATE": 2, "COMMIT": 1}
     assert len(traced.hops) == 1
 
 
 async def test_writes_of_one_turn_share_one_commit_and_one_hop_without_savepoints(traced: Traced) -> None:
     await traced.write(*([insert(number)] for number in range(WRITERS)))
-    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "COMMIT": 1}
+    assert traced.count() == {"BEGIN": 1, "INSERT": WRITERS, "COMMIT": 1}
     assert len(traced.hops) == 1
 
 
@@ -128,7 +128,7 @@ async def test_equal_inserts_of_a_group_run_as_few_statements(traced: Traced) ->
     results = await traced.write(*writes[:35], [change(1)], *writes[35:])
     assert results == [[Outcome(count=1)] * 2] * 35 + [[Outcome(count=1)]] + [[Outcome(count=1)] * 2] * 4
     # per statement of the writes: 16 + 16 + 1 + 1 + 1 rows before the other write, and 4 after it
-    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 * 6, "UPDATE": 1, "COMMIT": 1, **savepoints(2)}
+    assert traced.count() == {"BEGIN": 1, "INSERT": 2 * 6, "UPDATE": 1, "COMMIT": 1, **savepoints(2)}
 
 
 async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: Traced) -> None:
@@ -138,7 +138,7 @@ async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: T
     results = await traced.write(*([one._replace(row=(min(number, 18),))] for number in range(20)))
     assert [type(result) for result in results] == [list] * 19 + [Stale]
     rolled_back = {"SAVEPOINT": 1, "ROLLBACK": 1, "RELEASE": 1}
-    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
+    assert traced.count() == {"BEGIN": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
 
 
 def savepoints(count: int) -> dict[str, int]:
@@ -237,7 +237,7 @@ async def test_write_that_fails_with_its_first_statement_costs_its_group_nothing
     writes = [[insert(number)] for number in range(WRITERS)]
     results = await traced.write(*writes, [change(-2, must_change=True), insert(-1)])
     assert [type(result) for result in results] == [list] * WRITERS + [Stale]
-    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "UPDATE": 1, "COMMIT": 1}
+    assert traced.count() == {"BEGIN": 1, "INSERT": WRITERS, "UPDATE": 1, "COMMIT": 1}
 
 
 async def test_texts_are_built_once_per_shape() -> None:

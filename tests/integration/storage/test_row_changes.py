@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from storage.sql.database import Stale, Statement
-from storage.sql.row_changes import RowChanges
+from storage.sql.inline_reader import InlineReader
+from storage.sql.row_changes import MAX_UNASKED, ChangedRows, RowChanges, RowRecorder
 from storage.sql.sqlite import SqliteDatabase
 from storage.sql.writer.group_commit import LAST_LOOK_SECONDS
 
@@ -133,3 +134,38 @@ async def test_many_questions_of_one_turn_cost_one_look(tmp_path: Path) -> None:
         assert one.changes.epoch() == before  # asked in the turn of the look
         await next_turn()
         assert one.changes.epoch() > before
+
+
+async def test_foreign_commit_among_many_own_ones_changes_the_epoch_at_the_next_question(tmp_path: Path) -> None:
+    async with tracked(tmp_path) as one:
+        before = one.changes.epoch()
+        for number in range(2 * MAX_UNASKED):
+            await one.database.execute(UPDATE, id="b", name=f"{number}")
+            if number == MAX_UNASKED + 3:
+                one.commit_elsewhere()
+        await next_turn()
+        now = one.changes.epoch()
+        assert now > before
+        for number in range(3):
+            await one.database.execute(UPDATE, id="b", name=f"{number} again")
+        await next_turn()
+        one.commit_elsewhere()
+        await one.database.execute(UPDATE, id="b", name="last")
+        assert one.changes.epoch() > now, "it is looked for again from the question on"
+
+
+class CountingReader(InlineReader):
+    looks = 0
+
+    def read_version(self) -> int:
+        self.looks += 1
+        return 1
+
+
+async def test_commits_without_a_question_cost_no_look() -> None:
+    reader = CountingReader(lambda: sqlite3.connect(":memory:"))
+    changes = RowChanges(RowRecorder(), reader)
+    changes.epoch()
+    for _ in range(10 * MAX_UNASKED):
+        changes.report(ChangedRows((), is_foreign=False))
+    assert reader.looks == 1 + MAX_UNASKED
