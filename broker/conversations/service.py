@@ -228,7 +228,7 @@ class NextTurn:
         if most is not None:
             quote = replace(plan.quote, max_house_usd=max(most, order.plan.quote.max_house_usd or 0.0))
             plan = replace(plan, quote=quote)
-        return replace(order, plan=plan)
+        return order._replace(plan=plan)
 
     def statements(self, tasks: Sequence[Task]) -> Sequence[Statement]:
         first = tasks[0]

@@ -24,8 +24,7 @@ from storage.sql.rows import encode_once, new_row
 from storage.tasks import Task
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedOrder:
+class PlannedOrder(NamedTuple):
     """One order of a request, and its plan."""
 
     request: OrderRequest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from broker.ordering.own_images import OWN_PREFIX, OwnImages, own_image_gone
 from broker.orders import (
     DataUriReference,
     OrderRequest,
+    Reference,
     ReferenceSource,
     StoredReference,
     UploadedReference,
@@ -137,3 +138,23 @@ def _reference_error(error: InvalidImage | DownloadError | BlobMissing, source: 
         case BlobMissing():
             message = "The reference images of this task are deleted: order it again with its images."
             return ApiError("task_expired", message)
+
+
+def example_references(count: int, base: str | None) -> tuple[Reference, ...]:
+    """Return references as a provider would get them. base: where it would reach our images, if it can."""
+    return tuple(
+        Reference(
+            name=f"reference-{number}",
+            media_type="image/png",
+            size=0,
+            sha256="",
+            url=f"{base}/uploads/references/reference-{number}" if base else None,
+            read=_no_bytes,
+        )
+        for number in range(1, count + 1)
+    )
+
+
+async def _no_bytes() -> AsyncIterator[bytes]:
+    for chunk in list[bytes]():
+        yield chunk

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from broker.clock import Clock
 from broker.errors import ApiError
@@ -26,13 +26,12 @@ from broker.ordering.drafts import (
 from broker.ordering.idempotency import FoundRecord, Idempotency
 from broker.ordering.limits import OrderLimits
 from broker.ordering.plan import Planner
-from broker.ordering.references import ReferenceIntake
+from broker.ordering.references import ReferenceIntake, example_references
 from broker.orders import (
     PRIORITIES,
     ImageParams,
     OrderRequest,
     Plan,
-    Reference,
     Route,
     StoredReference,
     Turn,
@@ -54,8 +53,7 @@ MAX_WRITES: Final = 4
 """Tries to write an order, with its intent and without, while others change what is left of quotas and budget."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CreatedTasks:
+class CreatedTasks(NamedTuple):
     """The durable tasks of one request."""
 
     tasks: tuple[Task, ...]
@@ -97,7 +95,10 @@ class OrderService:
         self, caller: str, request: OrderRequest, plan: Plan, continuation: Continuation | None = None
     ) -> Coroutine[Any, Any, CreatedTasks]:
         """Create the durable tasks of a request, or return those of an equal earlier one. Raises `ApiError`."""
-        return self.create_together(caller, [PlannedOrder(request=request, plan=plan)], continuation=continuation)
+        orders = [PlannedOrder(request, plan)]
+        if _identity_of(request) == _NO_IDENTITY:
+            return self._create_new(caller, orders, None, None, continuation)
+        return self.create_together(caller, orders, continuation=continuation)
 
     async def create_together(
         self,
@@ -115,9 +116,8 @@ class OrderService:
         URLs. 3. Store the references. 4. Write tasks, references, record, rate usage and reservations in one
         transaction. Raises `ApiError`; then nothing is left.
         """
-        first = orders[0].request
-        identity = (first.idempotency_key, first.retry_count, first.retry_seconds)
-        found = await self._find_record(caller, orders, details) if identity != (None, None, None) else None
+        is_identified = _identity_of(orders[0].request) != _NO_IDENTITY
+        found = await self._find_record(caller, orders, details) if is_identified else None
         record, answer = (found.record, found.answer) if found else (None, None)
         try:
             if record is not None and record.batch:
@@ -128,7 +128,7 @@ class OrderService:
             if answer is not None:
                 await self.answers.leave(answer)
             raise
-        return created if answer is None else replace(created, answer=answer)
+        return created if answer is None else created._replace(answer=answer)
 
     async def _create_new(
         self,
@@ -214,7 +214,7 @@ class OrderService:
         await self.limits.check_quota(caller, [plan.quote])
         await self.planner.check_callback_url(request.callback_url)
         await self.references.inspect(caller, request, plan.order.params.model)
-        order = replace(plan.order, references=_example_references(len(request.sources), self.image_base()))
+        order = replace(plan.order, references=example_references(len(request.sources), self.image_base()))
         callback = self.callback_url(plan.candidates[0], "task_dry_run", 1)
         address = callback.split("?")[0] if callback else None
         provider = (await self.planner.accounts.find_usable(caller)).get(plan.candidates[0])
@@ -264,53 +264,51 @@ class OrderService:
         )
 
     async def _write_and_begin(self, writing: OrderWriting) -> CreatedTasks:
-        """Write everything; then begin the submissions here if nothing is before them, or else wake the workers."""
-        arrival = await self.arrivals.take(writing.tasks)
-        try:
-            created = await self._write(writing, arrival)
-        except BaseException:
-            self.arrivals.abandon(arrival)
-            raise
-        await self.arrivals.finish(arrival, is_written=not created.is_repeated)
-        return created
-
-    async def _write(self, writing: OrderWriting, arrival: Arrival) -> CreatedTasks:
         """Write everything in one transaction, or return the tasks of the request that was quicker.
 
         Repeated if what rate limit, quotas and budget allow changed between the check and the transaction, or if the
-        provider has no capacity. Raises `ApiError` if the orders do not fit in one of them.
+        provider has no capacity. Then begin the submissions here if nothing is before them, or else wake the workers.
+        Raises `ApiError` if the orders do not fit in one of them.
         """
-        tasks, record = writing.tasks, writing.record
-        for _ in range(MAX_WRITES):
-            try:
-                statements = await self._statements(writing, arrival)
-                arrival.outcomes = await self.database.transact(*statements, wake=arrival.wake)
-            except Stale:
-                if (repeated := await self._find_winner(record)) is not None:
-                    return repeated
-                if await self.tasks.get(tasks[0].id) is not None:
-                    break  # the connection broke after the commit, and the second run was rejected
-                arrival.leave_intents()
-                checking = self.limits.check_order(tasks[0].caller, writing.quotes, writing.needs, tasks[0].created_at)
+        arrival, created = await self.arrivals.take(writing.tasks), None
+        try:
+            for _ in range(MAX_WRITES):
                 try:
-                    await checking
-                except ApiError as error:
-                    return await self._repeat_winner(record, error)
-                if writing.continuation is not None:
-                    await writing.continuation.check()
+                    statements = await self._statements(writing, arrival)
+                    arrival.outcomes = await self.database.transact(*statements, wake=arrival.wake)
+                    created = CreatedTasks(writing.tasks, record=writing.record)
+                except Stale:
+                    created = await self._find_written(writing, arrival)
+                if created is not None:
+                    break
             else:
-                break
-        else:
-            raise StorageError("the order could not be written")
-        log.note_change(
-            "order accepted",
-            action="task_created",
-            task=tasks[0].id,
-            count=len(tasks),
-            model=tasks[0].model,
-            mode=tasks[0].mode,
-        )
-        return CreatedTasks(tasks=tasks, record=record)
+                raise StorageError("the order could not be written")
+        except BaseException:
+            self.arrivals.abandon(arrival)
+            raise
+        if not created.is_repeated:
+            _note_created(created.tasks)
+        await self.arrivals.finish(arrival, is_written=not created.is_repeated)
+        return created
+
+    async def _find_written(self, writing: OrderWriting, arrival: Arrival) -> CreatedTasks | None:
+        """Return the tasks of the request that was quicker, or these ones if they are written; None to write again.
+
+        Raises `ApiError` if they do not fit any more.
+        """
+        first = writing.tasks[0]
+        if (repeated := await self._find_winner(writing.record)) is not None:
+            return repeated
+        if await self.tasks.get(first.id) is not None:  # the connection broke after the commit: the second run failed
+            return CreatedTasks(writing.tasks, record=writing.record)
+        arrival.leave_intents()
+        try:
+            await self.limits.check_order(first.caller, writing.quotes, writing.needs, first.created_at)
+        except ApiError as error:
+            return await self._repeat_winner(writing.record, error)
+        if writing.continuation is not None:
+            await writing.continuation.check()
+        return None
 
     async def _statements(self, writing: OrderWriting, arrival: Arrival) -> list[Statement]:
         first = writing.tasks[0]
@@ -345,9 +343,23 @@ class OrderService:
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
 
 
+def _identity_of(request: OrderRequest) -> tuple[str | None, int | None, float | None]:
+    """Return what says that a request is equal to an earlier one."""
+    return request.idempotency_key, request.retry_count, request.retry_seconds
+
+
+_NO_IDENTITY: Final = (None, None, None)
+
+
 def _has_work_before(order: PlannedOrder) -> bool:
     """Return whether references are stored or addresses are looked up before the transaction."""
     return bool(order.request.sources or order.request.callback_url)
+
+
+def _note_created(tasks: Sequence[Task]) -> None:
+    first, count = tasks[0], len(tasks)
+    about = {"task": first.id, "count": count, "model": first.model, "mode": first.mode}
+    log.note_change("order accepted", action="task_created", **about)
 
 
 def _route_document(route: Route) -> dict[str, Any]:
@@ -374,22 +386,3 @@ def _request_of(task: Task) -> OrderRequest:
         callback_url=task.callback_url,
         idempotency_key=_retry_key(task),
     )
-
-
-def _example_references(count: int, base: str | None) -> tuple[Reference, ...]:
-    return tuple(
-        Reference(
-            name=f"reference-{number}",
-            media_type="image/png",
-            size=0,
-            sha256="",
-            url=f"{base}/uploads/references/reference-{number}" if base else None,
-            read=_no_bytes,
-        )
-        for number in range(1, count + 1)
-    )
-
-
-async def _no_bytes() -> AsyncIterator[bytes]:
-    for chunk in list[bytes]():
-        yield chunk

@@ -123,8 +123,12 @@ class Arrivals:
 
     def _is_lane_full(self, tasks: Sequence[Task]) -> bool:
         """Return whether the worker of this process looks at the queue of these tasks again without being woken."""
-        accounts = {task.provider for task in tasks} if len(tasks) > 1 else (tasks[0].provider,)
-        return self.next_steps.is_open and all(map(self.submit.queue.lanes.is_full, accounts))
+        if not self.next_steps.is_open:
+            return False
+        lanes, first = self.submit.queue.lanes, tasks[0].provider
+        return lanes.is_full(first) and all(
+            task.provider == first or lanes.is_full(task.provider) for task in tasks[1:]
+        )
 
     async def _promise(self, tasks: Sequence[Task]) -> Lease | None:
         """Return the lease with which these tasks are written; None if the queue decides when they are submitted.

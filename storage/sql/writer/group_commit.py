@@ -18,7 +18,7 @@ from functools import partial
 from itertools import compress, groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from storage.errors import StorageError, StorageFull
 from storage.sql.database import Outcome, Stale, Statement, to_dicts
@@ -41,6 +41,9 @@ LAST_LOOK_SECONDS = 0.25
 """After the last commit, until the writer looks once more if another process has committed."""
 
 Result: TypeAlias = list[Outcome] | Exception
+
+_INSERTED: Final = Outcome(count=1)
+"""Of each of the equal inserts that run together."""
 
 
 class Write(NamedTuple):
@@ -317,7 +320,8 @@ def _run_equal_inserts(connection: sqlite3.Connection, writes: Sequence[Write]) 
         return [_run_write(connection, write) for write in writes]
     if not all(insert_together(connection, statements) for statements in others):
         raise Stale
-    return [[Outcome(count=1)] * (1 + len(others)) for _ in writes]
+    outcomes = [_INSERTED] * len(writes[0].statements)
+    return [[*outcomes] for _ in writes]
 
 
 def _run_writes_in_savepoints(connection: sqlite3.Connection, group: Sequence[Write]) -> list[Result]:
