@@ -133,7 +133,19 @@ _SUBMITTED_AT_MOST = f"""SELECT submissions + earlier_submissions FROM provider_
 # one that only the operator can end lets an order through, which is refused with the reason
 _IS_COOLING = f"""(l.paused_until > :sent_at AND l.paused_until < :latest
     AND l.reason NOT IN ({", ".join(f"'{reason}'" for reason in SET_ASIDE_REASONS)}))"""
-_ACTIVE = "EXISTS (SELECT 1 FROM provider_keys WHERE id = :key_id AND retired_at IS NULL)"
+_COUNT_IN_ROW = f"""INSERT INTO provider_limits AS limits
+        (provider, key_id, paused_until, errors, reason, window_from, submissions)
+    VALUES (:provider, :key_id, 0, 0, '', :sent_at, 1)
+    ON CONFLICT (provider, key_id) DO {_COUNT_SUBMISSION} RETURNING errors"""
+_INSERT_WITHIN_LIMITS = f"""INSERT INTO attempts
+        (task_id, number, provider, key_id, sent_at, outcome, billed, price, usd_per_unit)
+    SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
+    FROM provider_limits l WHERE l.provider = :provider AND l.key_id = :key_id
+    AND {_IS_WITHIN_WINDOW} AND NOT EXISTS ({_RUNNING_ROWS} LIMIT 1 OFFSET :concurrency)
+    AND NOT {_IS_COOLING} AND (l.errors = 0 OR ({_PROBE}) = 0)
+    AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :paused)"""
+_INSERT_FOR_OWN_KEY = f"""{_INSERT_WITHIN_LIMITS}
+    AND EXISTS (SELECT 1 FROM provider_keys WHERE id = :key_id AND retired_at IS NULL)"""
 
 
 @dataclass(frozen=True)
@@ -195,33 +207,18 @@ class ProviderLimits:
         counts as one running job.
         The key of a user must be active; see `ProviderKeys.retire_key`.
         """
-        active = f"AND {_ACTIVE}" if is_own_account(attempt.provider) else ""
-        account = {"provider": attempt.provider, "key_id": attempt.key_id, "sent_at": attempt.sent_at}
-        lock = Statement(
-            sql=f"""INSERT INTO provider_limits AS limits
-                    (provider, key_id, paused_until, errors, reason, window_from, submissions)
-                VALUES (:provider, :key_id, 0, 0, '', :sent_at, 1)
-                ON CONFLICT (provider, key_id) DO {_COUNT_SUBMISSION} RETURNING errors""",
-            params=account,
-        )
-        insert = Statement(
-            sql=f"""INSERT INTO attempts
-                    (task_id, number, provider, key_id, sent_at, outcome, billed, price, usd_per_unit)
-                SELECT :task_id, :number, :provider, :key_id, :sent_at, 'sent', 'unknown', :price, :usd_per_unit
-                FROM provider_limits l WHERE l.provider = :provider AND l.key_id = :key_id
-                AND {_IS_WITHIN_WINDOW} AND NOT EXISTS ({_RUNNING_ROWS} LIMIT 1 OFFSET :concurrency)
-                AND NOT {_IS_COOLING} AND (l.errors = 0 OR ({_PROBE}) = 0)
-                AND NOT EXISTS (SELECT 1 FROM provider_pauses WHERE provider = :paused) {active}""",
-            params={
-                "paused": provider_of(attempt.provider),
-                "latest": attempt.sent_at + MAX_COOLDOWN_SECONDS,
-                **vars(attempt),
-                "creates_per_window": limits.creates_per_window,
-                "concurrency": limits.concurrency,
-                **_count_params(attempt.provider, attempt.key_id, limits, attempt.sent_at),
-            },
-            must_change=True,
-        )
+        provider, key_id, sent_at = attempt.provider, attempt.key_id, attempt.sent_at
+        lock = Statement(sql=_COUNT_IN_ROW, params={"provider": provider, "key_id": key_id, "sent_at": sent_at})
+        params = _count_params(provider, key_id, limits, sent_at)
+        params |= vars(attempt)
+        params |= {
+            "paused": provider_of(provider),
+            "latest": sent_at + MAX_COOLDOWN_SECONDS,
+            "creates_per_window": limits.creates_per_window,
+            "concurrency": limits.concurrency,
+        }
+        sql = _INSERT_FOR_OWN_KEY if is_own_account(provider) else _INSERT_WITHIN_LIMITS
+        insert = Statement(sql=sql, params=params, must_change=True)
         return [lock, insert]
 
     def start_cooldown(self, provider: str, key_id: str, until: float, reason: str) -> Statement:
