@@ -247,8 +247,9 @@ async def test_body_above_the_limit_is_rejected_and_stored(tmp_path: Path) -> No
         assert sorted(status for _, status in await stored_verifications(broker)) == [200, 413, 413]
 
 
-async def test_acknowledgement_time_is_measured(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as broker:
+@pytest.mark.parametrize("sockets", [False, True])
+async def test_acknowledgement_time_is_measured(tmp_path: Path, sockets: bool) -> None:
+    async with open_api(tmp_path, sockets=sockets) as broker:
         await broker.client.post(WEBHOOK_PATH, json=done())
         page = (await broker.client.get("/metrics")).text
         assert "broker_callback_ack_seconds_count 1.0" in page

@@ -141,6 +141,8 @@ class EncodedResponse(Response):
                 "body": self.body,
             }
         )
+        if self.background is not None:
+            await self.background()
 
 
 def data_response(data: ResponseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
