@@ -147,7 +147,7 @@ async def row(way: str, clients: int) -> list[str]:
 
 def task_of(response: bytes) -> str:
     start = response.index(b"task_")
-    return response[start : start + 37].decode()
+    return response[start : response.index(b'"', start)].decode()
 
 
 async def main(clients: int) -> None:
