@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Final, Literal
 from urllib.parse import parse_qsl
 
+from prometheus_client import Histogram
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -22,7 +23,7 @@ from broker.callbacks.receive import CallbackReceiver
 from broker.clock import Clock, iso
 from broker.errors import ApiError
 from broker.i18n import Messages
-from broker.metrics import Distribution, Metrics
+from broker.metrics import Metrics
 from broker.presenter import Absent, Moment, ResponseModel
 from webhooks.tokens import ChallengeResponse
 from webhooks.verification import MAX_BODY_BYTES, Decision, IncomingCallback
@@ -150,7 +151,7 @@ class _DurationTask(BackgroundTask):
     Starlette's own looks at the function of each task, which takes longer than this one.
     """
 
-    def __init__(self, seconds: Distribution, began: float) -> None:
+    def __init__(self, seconds: Histogram, began: float) -> None:
         """began: by the performance counter."""
         self._seconds = seconds
         self._began = began

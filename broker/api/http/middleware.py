@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Iterable
 from functools import partial
 from typing import Final
 
+from prometheus_client import Counter
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +24,7 @@ from broker.api.http.identity import RequestIds, header_values
 from broker.api.http.responses import SECURITY_HEADERS
 from broker.errors import ApiError
 from broker.logs import LogEvent, RequestLine, log, request_line, safe_exc_info
-from broker.metrics import EventCount, Metrics
+from broker.metrics import Metrics
 
 _ID_HEADER: Final = b"x-request-id"
 _STATUS: Final = "broker.status"
@@ -42,7 +43,7 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._requests = metrics.requests
-        self._counters: dict[tuple[str, int], EventCount] = {}
+        self._counters: dict[tuple[str, int], Counter] = {}
         self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from prometheus_client import Counter
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,7 +26,6 @@ from broker.api.http.responses import CachedResponse
 from broker.api.native.task_cache import TaskCache
 from broker.i18n import Language, language_of
 from broker.logs import log
-from broker.metrics import EventCount, Family
 from storage.errors import StorageError
 from storage.ids import NUMBER_DIGITS
 
@@ -77,11 +77,11 @@ class ReadyPolls:
     """
 
     cache: TaskCache
-    requests: Family[EventCount]
+    requests: Counter
     origins: frozenset[bytes]
     complete: Callable[[Response, bytes | None], Headers]
     _ids: RequestIds = field(default_factory=RequestIds)
-    _counters: dict[int, EventCount] = field(init=False)
+    _counters: dict[int, Counter] = field(init=False)
     _heads: dict[tuple[int, bytes | None, bool], bytes] = field(default_factory=dict)
     """Status line and the headers that all polls share, by status, origin and whether the task has ended."""
 
