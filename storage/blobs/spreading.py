@@ -1,8 +1,8 @@
 """Folders whose subfolders ext4 keeps apart on the disk.
 
-ext4 creates a file in the block group of its folder, and passes over each inode there that was freed within the last
-five minutes. Where files are deleted as fast as they are created, that makes a creation twenty times as dear: 15 to
-750 µs. Subfolders of a folder with the attribute T of chattr(1) lie in block groups of their own.
+ext4 creates a file in the block group of its folder. By a profile it passes over each inode there that was freed within
+the last five minutes: where files are deleted as fast as they are created, that makes a creation twenty times as dear,
+15 to 750 µs. Subfolders of a folder with the attribute T of chattr(1) lie in block groups of their own.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def spread_subfolders(folder: Path) -> None:
     """Place the subfolders that will be made in a folder apart from each other, where its file system has that."""
     if sys.platform != "linux":
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # another file system, or a folder of another user
+    with suppress(OSError):  # another file system, or a folder of another user
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
             flags = read_flags(descriptor)
             if not flags & TOP_FOLDER:
                 _ioctl(descriptor, _SET_FLAGS, flags | TOP_FOLDER)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_flags(descriptor: int) -> int:

@@ -121,6 +121,25 @@ async def test_order_that_is_written_while_the_worker_stops_goes_back_into_the_q
         assert broker.free == CONCURRENCY[TaskState.QUEUED]
 
 
+async def test_one_order_that_cannot_go_back_into_the_queue_does_not_keep_the_others(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with arriving(tmp_path, clock) as broker:
+        services, arrivals = broker.services, broker.services.arrivals
+        arrival = await arrivals.take(tuple([_like_new(await broker.order()) for _ in range(2)]))
+        rows = [services.tables.tasks.insert_task(row) for row in arrival.rows]
+        arrival.outcomes = await services.database.transact(*rows, *arrival.reservations)
+        first, second = [row.id for row in arrival.rows]
+        await services.database.execute(
+            f"CREATE TRIGGER broken BEFORE UPDATE ON tasks WHEN NEW.id = '{first}' BEGIN SELECT RAISE(ABORT, ''); END"
+        )
+        services.next_steps.start = None
+        await arrivals.finish(arrival, is_written=True)
+        found = await services.database.fetch("SELECT id, state FROM tasks")
+        states = {row["id"]: row["state"] for row in found}
+        assert [states[first], states[second]] == [TaskState.SUBMITTING, TaskState.QUEUED]
+
+
 class LosingTheEnd(SqliteDatabase):
     """Commits the first order, and then fails as if the end of the transaction were unknown."""
 

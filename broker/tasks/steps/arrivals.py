@@ -85,8 +85,8 @@ class Arrivals:
                 next_steps.begin(one.task, partial(self.submit.submit_prepared, one, arrival.errors_before(place)))
         else:
             self._forgo(arrival)
-            for one in arrival.submissions:
-                await self.submit.withdraw(one)
+            for one in arrival.submissions:  # before the response: steps are no longer waited for
+                await next_steps.running.contain_errors(self.submit.withdraw(one), one.task.id, "release")
 
     def abandon(self, arrival: Arrival) -> None:
         """Give up what was promised after an error; the transaction may have been committed all the same.
