@@ -116,8 +116,8 @@ class TaskQueries:
 
     async def changes(
         self, task_id: str, scope: Scope, seconds: Callable[[], float] = lambda: RECHECK_SECONDS
-    ) -> AsyncGenerator[None, None]:
-        """Yield now and after each possible change of the task, until it ends or the server stops.
+    ) -> AsyncGenerator[int | None, None]:
+        """Yield the row's version now and after each possible change, until the task ends or the server stops.
 
         seconds: returns the time after which more than the row may have changed, like the position in the queue.
         A consumer that stops earlier closes the generator (`contextlib.aclosing`).
@@ -127,7 +127,7 @@ class TaskQueries:
             while not is_over:
                 if has_changed:
                     is_over = await self._look(task_id, scope, watch)
-                yield
+                yield watch.version
                 if not is_over:
                     has_changed = await watch.changed.wait(seconds())
                     is_over = self.closing

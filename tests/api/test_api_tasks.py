@@ -358,6 +358,20 @@ async def test_reconnected_stream_continues_after_the_last_event(tmp_path: Path)
         assert [document["data"]["status"] for _, document in events] == ["completed"]
 
 
+async def test_reconnection_at_the_moment_of_the_end_receives_the_end(tmp_path: Path) -> None:
+    """Not the 204 after which a browser gives up: the end may come between two reads of the same request."""
+    async with open_api(tmp_path, sockets=True) as broker:
+        for number in range(1, 41):
+            task = await broker.add_task(number=number)
+            running = await broker.client.get(f"/api/task/{task.id}")
+            last = {"Last-Event-ID": running.headers["etag"].strip('"')}
+            ending = asyncio.create_task(broker.change_task(task, state=TaskState.SUCCEEDED, ended_at=5.0))
+            await asyncio.sleep(number / 20_000)
+            events = await stream(broker, f"/api/task/{task.id}/events", **last)
+            await ending
+            assert [document["data"]["status"] for _, document in events] == ["completed"]
+
+
 async def test_stream_ends_when_its_task_is_deleted(tmp_path: Path) -> None:
     async with open_api(tmp_path, sockets=True) as broker:
         task = await broker.add_task()

@@ -127,8 +127,14 @@ class TaskCache:
         entry.epoch = epoch
         return kept
 
-    async def response(self, task_id: str, language: Language) -> CachedResponse:
-        """Return the response of a poll. Raises `ApiError` for ids without a task."""
+    async def response(self, task_id: str, language: Language, *, seen: int | None = None) -> CachedResponse:
+        """Return the response of a poll. Raises `ApiError` for ids without a task.
+
+        seen: a version of the row that the caller has read. A reader sees a commit a moment before it is reported here.
+        """
+        entry = self._entries.get(task_id)
+        if entry is not None and seen is not None and entry.version < seen:
+            self._discard(task_id)
         if (found := await self.find_current(task_id, language)) is not None:
             return found
         epoch = self._epoch()

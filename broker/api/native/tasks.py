@@ -153,10 +153,11 @@ class TaskRoutes:
         `status` never goes back, with one exception: a paid image that arrives after *failed* makes the task
         *completed*.
         """
-        task_id = request.path_params["id"]
+        task_id, seen = request.path_params["id"], None
         if seconds := PollQuery.read(request).wait:
             await wait_while_connected(request, self.queries.wait(task_id, CAPABILITY), seconds)
-        return (await self.cache.response(task_id, requested_language(request))).respond(request)
+            seen = await self.queries.get_version(task_id)
+        return (await self.cache.response(task_id, requested_language(request), seen=seen)).respond(request)
 
     async def stream_task(self, request: Request) -> Response:
         """Stream a task.
@@ -164,10 +165,11 @@ class TaskRoutes:
         Server-sent events: the response of a poll at once and at each change, until the end.
         """
         task_id, language = request.path_params["id"], requested_language(request)
-        current = await self.cache.response(task_id, language)
-        last = request.headers.get("last-event-id")
-        if last == _event_id(current.tag) and (await self.queries.get(task_id, CAPABILITY)).has_ended:
-            return Response(status_code=204)  # the only response after which a browser does not reconnect
+        task, last = await self.queries.get(task_id, CAPABILITY), request.headers.get("last-event-id")
+        if task.has_ended and last:
+            current = await self.cache.response(task_id, language, seen=task.version)
+            if last == _event_id(current.tag):
+                return Response(status_code=204)  # the only response after which a browser does not reconnect
         return EventStream(self._events(task_id, language, last))
 
     async def _events(self, task_id: str, language: Language, last: str | None) -> AsyncGenerator[bytes, None]:
@@ -177,8 +179,8 @@ class TaskRoutes:
                 return min(PING_SECONDS, self.cache.fresh_seconds(task_id, language))
 
             async with aclosing(self.queries.changes(task_id, CAPABILITY, pause)) as changes:
-                async for _ in changes:
-                    current = await self.cache.response(task_id, language)
+                async for version in changes:
+                    current = await self.cache.response(task_id, language, seen=version)
                     is_new = _event_id(current.tag) != last
                     last = _event_id(current.tag)
                     yield event_bytes(last, current.body) if is_new else PING
