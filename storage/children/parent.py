@@ -1,0 +1,159 @@
+"""The parent's end: starts a child, exchanges messages with it in the event loop, and notes when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, cast
+
+from storage.children.messages import Unframer, frame
+
+STOP_SECONDS: Final = 10.0
+"""For a child to finish its work; then it is killed."""
+_ROOT: Final = Path(__file__).parents[2]
+_PASSED_PREFIXES: Final = ("LC_", "LD_", "DYLD_", "MALLOC_", "PYTHON")
+_PASSED: Final = frozenset({"LANG", "PATH", "TMPDIR", "TZ"})
+
+
+class Child:
+    """A child process that runs `python -m module`. `start` and `stop` may follow each other again and again.
+
+    on_message: called in the event loop with each message of the child. on_loss: called there once if the child ends,
+    or closes its end, without being asked to; its process is killed then.
+    """
+
+    def __init__(self, module: str, *, on_message: Callable[[bytes], None], on_loss: Callable[[], None]) -> None:
+        self._module = module
+        self._on_message = on_message
+        self._on_loss = on_loss
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spawned: socket.socket | None = None
+        """The connection to a process that was spawned, and is not started yet."""
+        self._line: _Line | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None when there is no child."""
+        return self._process.pid if self._process else None
+
+    def spawn(self) -> None:
+        """Begin to start the process, without an event loop: it loads its code meanwhile. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _spawn(self._module, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        ours.setblocking(False)
+        self._spawned = ours
+
+    async def start(self, *first: bytes) -> None:
+        """Start the process, and send it a first message of these parts. Raises OSError."""
+        if self._spawned is None:
+            self.spawn()
+        ours, self._spawned = self._spawned, None
+        loop = asyncio.get_running_loop()
+        try:
+            _, self._line = await loop.create_unix_connection(lambda: _Line(self._on_message, self._lose), sock=ours)
+        except BaseException:
+            if ours is not None:
+                ours.close()
+            self._kill()
+            raise
+        self.send(*first)
+
+    def send(self, *parts: bytes) -> None:
+        """Send one message made of these parts, without waiting for the child to read it; nothing if it is gone."""
+        if self._line is not None:
+            self._line.send(parts)
+
+    async def stop(self) -> None:
+        """Let the child do what it was sent, receive its last messages, and wait for its end."""
+        if self._spawned is not None:
+            self._spawned.close()
+            self._spawned = None
+        line, self._line = self._line, None
+        process, self._process = self._process, None
+        try:
+            if line is not None:
+                await line.end(STOP_SECONDS)
+        finally:
+            if process is not None:
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, _reap, process, STOP_SECONDS))
+
+    def _lose(self) -> None:
+        if self._line is not None:  # and was not asked to end
+            self._line = None
+            self._kill()
+            self._on_loss()
+
+    def _kill(self) -> None:
+        """Kill the process; wait for its end elsewhere, as it may be stuck in a disk that does not answer."""
+        process, self._process = self._process, None
+        if process is not None:
+            asyncio.get_running_loop().run_in_executor(None, _reap, process, 0.0)
+
+
+class _Line(asyncio.Protocol):
+    """The connection to a child."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, on_message: Callable[[bytes], None], on_loss: Callable[[], None]) -> None:
+        self._on_message = on_message
+        self._on_loss = on_loss
+        self._unframer = Unframer()
+        self._closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unframer.messages(data):
+            self._on_message(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed.set()
+        self._on_loss()
+
+    def send(self, parts: tuple[bytes, ...]) -> None:
+        self._transport.writelines(frame(parts))
+
+    async def end(self, seconds: float) -> None:
+        """Close this end behind what was sent, and wait until the child closes its own; no longer than `seconds`."""
+        with suppress(OSError, RuntimeError):  # lost already
+            self._transport.write_eof()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._closed.wait()
+        finally:
+            self._transport.abort()
+
+
+def _spawn(module: str, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the module with the connection as its standard input, and without the secrets of this environment.
+
+    It imports from where this process does, and from nowhere else: not from the working folder, where a user may have
+    anything, and without `site`, which costs ten milliseconds.
+    """
+    passed = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
+    passed["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *(path or str(Path.cwd()) for path in sys.path)])
+    command = (sys.executable, "-P", "-S", "-m", module)
+    return subprocess.Popen(command, stdin=connection.fileno(), stdout=subprocess.DEVNULL, env=passed)  # noqa: S603
+
+
+def _reap(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for the end of a process; kill it after so many seconds."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        return
+    process.kill()
+    process.wait()
