@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import binascii
-import io
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Literal
 
-import anyio.to_thread
+from anyio import CapacityLimiter
 
 from storage.blobs.staging import Blob
 from storage.blobs.store import BlobStore
-from storage.errors import StorageError
 from storage.ids import new_image_name
 from storage.images import Kind, StoredImage
-from uploads.detect import HEAD_BYTES, MediaType, detect_type, validate_structure
-from uploads.structure import ImageInfo, InvalidImage
+from uploads.detect import HEAD_BYTES, MediaType, detect_type
+from uploads.structure import InvalidImage
+from uploads.validation import NeedsDecoder, ValidationLimits
+from uploads.work import ImageWork, ThreadedWork
 
 WRITE_SIZE_BYTES = 256 * 1024
 """Bytes written at once (one thread hop each), and the memory of one upload."""
-
-SMALL_DECODE_BYTES = 8 * 2**20
-"""Memory of a decode that is not worth waiting for a decoder."""
 
 BASE64_CHUNK_CHARACTERS = 4 * 64 * 1024
 """Characters decoded at once; a multiple of four."""
@@ -73,47 +68,43 @@ class AcceptedImage:
 class Intake:
     """Validator and writer of incoming images.
 
-    max_pixels: limit of one image, checked before anything is decoded. max_decode_bytes: memory of one decode; larger
-    images are rejected. decoders: images validated at once; each may take that memory, everything else is constant.
+    work: validates, and stores small images; the limits are its own. decoders: large images validated at once; each may
+    take the memory of one decode, everything else is constant.
     """
 
-    def __init__(self, blobs: BlobStore, *, max_pixels: int, max_decode_bytes: int, decoders: int = 2) -> None:
+    def __init__(self, blobs: BlobStore, work: ImageWork, *, decoders: int = 2) -> None:
         self._blobs = blobs
-        self._validate = partial(_validate_file, max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
-        self._validate_small = partial(_validate_small, max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
-        self._decoders = anyio.CapacityLimiter(decoders)
+        self._work = work
+        self._decoders = CapacityLimiter(decoders)
+
+    @classmethod
+    def in_threads(cls, blobs: BlobStore, *, max_pixels: int, max_decode_bytes: int) -> Intake:
+        """Return an intake that works in threads of this process."""
+        limits = ValidationLimits(max_pixels=max_pixels, max_decode_bytes=max_decode_bytes)
+        return cls(blobs, ThreadedWork(blobs, limits))
 
     async def from_stream(self, owner: str, chunks: AsyncIterable[bytes], *, max_bytes: int) -> AcceptedImage:
         """Read, validate and store an image of at most `max_bytes`.
 
         1. detect the type by the first kilobyte 2. write everything to a draft 3. validate it 4. store it. A small
-        image is written only when it is valid, and all of that in one thread hop. Raises `InvalidImage`,
-        `StorageError` when the store is full or unavailable, and everything that `chunks` raises. `chunks` may be left
-        before its end; the caller closes it.
+        image is written only when it is valid. Raises `InvalidImage`, `StorageError` when the store is full or
+        unavailable, and everything that `chunks` raises. `chunks` may be left before its end; the caller closes it.
         """
         async with aclosing(_regroup_chunks(chunks, max_bytes)) as pieces:
             piece = await anext(pieces, b"")
             media_type = detect_type(piece[:HEAD_BYTES])
             if len(piece) < WRITE_SIZE_BYTES:  # all there is
-                with suppress(_NeedsDecoder):
-                    return await self._store_small(owner, piece, media_type)
+                with suppress(NeedsDecoder):
+                    blob, pixels = await self._work.store_small(owner, piece, media_type)
+                    return AcceptedImage(blob=blob, media_type=media_type, width=pixels.width, height=pixels.height)
             async with self._blobs.new_draft(owner) as draft:
                 while piece:
                     await draft.write(piece)
                     piece = await anext(pieces, b"")
-                info = await anyio.to_thread.run_sync(self._validate, draft.path, media_type, limiter=self._decoders)
+                async with self._decoders:
+                    pixels = await self._work.validate_file(draft.path, media_type)
                 blob = await draft.commit(media_type)
-        return AcceptedImage(blob=blob, media_type=media_type, width=info.width, height=info.height)
-
-    async def _store_small(self, owner: str, data: bytes, media_type: MediaType) -> AcceptedImage:
-        """Validate and store an image in one thread hop; raise `_NeedsDecoder` for one that takes much memory."""
-        infos: list[ImageInfo] = []
-
-        def check() -> None:
-            infos.append(self._validate_small(data, media_type))
-
-        blob = await self._blobs.new_draft(owner).store(data, check, media_type)
-        return AcceptedImage(blob=blob, media_type=media_type, width=infos[0].width, height=infos[0].height)
+        return AcceptedImage(blob=blob, media_type=media_type, width=pixels.width, height=pixels.height)
 
     async def from_data_uri(self, owner: str, uri: str, *, max_bytes: int) -> AcceptedImage:
         """Store `data:image/png;base64,…` or bare base64 likewise. The declared type is ignored."""
@@ -121,36 +112,6 @@ class Intake:
         if (len(uri) - start) // 4 * 3 > max_bytes + 2:  # two bytes may be padding
             raise _too_large(max_bytes)
         return await self.from_stream(owner, _decode_base64(uri, start), max_bytes=max_bytes)
-
-
-class _NeedsDecoder(Exception):
-    """The image is small, but decoding it is not: it needs one of the few decoders."""
-
-
-def _validate_small(data: bytes, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
-    from uploads.decoder import check_decodable
-
-    file = io.BytesIO(data)
-    info = validate_structure(file, media_type, max_pixels)
-    if info.decode_bytes > SMALL_DECODE_BYTES:
-        raise _NeedsDecoder
-    check_decodable(file, media_type, info, max_decode_bytes)
-    return info
-
-
-def _validate_file(path: Path, media_type: MediaType, *, max_pixels: int, max_decode_bytes: int) -> ImageInfo:
-    """Validate in a thread; the structure first, because it bounds the work of the decoder."""
-    from uploads.decoder import check_decodable
-
-    try:
-        with path.open("rb") as file:
-            info = validate_structure(file, media_type, max_pixels)
-            check_decodable(file, media_type, info, max_decode_bytes)
-    except OSError as error:
-        raise StorageError(
-            f"the image cannot be read back ({error.strerror}): look at the disk of BROKER_BLOB_URL"
-        ) from error
-    return info
 
 
 async def _regroup_chunks(chunks: AsyncIterable[bytes], max_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -18,6 +18,9 @@ SEND_SINGLE = "send a single picture"
 SEND_SMALLER = "send a smaller picture"
 
 
+InvalidImageCode = Literal["invalid_image", "payload_too_large"]
+
+
 class InvalidImage(Exception):
     """The bytes are not an acceptable image; nothing of them was stored."""
 
@@ -26,11 +29,13 @@ class InvalidImage(Exception):
         problem: str,
         cure: str = SAVE_AGAIN,
         *,
-        code: Literal["invalid_image", "payload_too_large"] = "invalid_image",
+        code: InvalidImageCode = "invalid_image",
         truncated: bool = False,
     ) -> None:
         """truncated: the end is missing, so fetching again may help."""
         super().__init__(f"{problem}: {cure}")
+        self.problem = problem
+        self.cure = cure
         self.code = code
         self.truncated = truncated
 

@@ -1,0 +1,130 @@
+"""The child that validates images: `python -m uploads.process.child`, started by `uploads.process.parent`.
+
+A few threads take turns at receiving, so that syncs of a slow disk overlap, and requests wait in the socket while all of
+them work.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+import uploads.decoder  # noqa: F401
+from storage.blobs.local import DISK, LocalBlobs
+from storage.children.child import ParentMessages, connect_parent
+from uploads.process.messages import (
+    READY,
+    ImageProcessSettings,
+    ImageRequest,
+    ImageTask,
+    Validated,
+    pack_answer,
+    unpack_request,
+)
+from uploads.validation import ValidationLimits, validate_file, validate_small
+
+THREADS: Final = 6
+STOP_SECONDS: Final = 0.5
+"""For requests in progress when the parent is gone. One that stops waits for them before."""
+SPARE_BYTES: Final = 384 * 2**20
+"""Memory beside large decodes: metadata, small images, stacks and arenas of threads."""
+
+
+def main() -> None:
+    parent = connect_parent()
+    first = parent.receive()
+    if first is None:
+        return
+    settings = ImageProcessSettings.unpack(first)
+    lower_limits(settings)
+    parent.send(READY)
+    worker = _Worker(parent, settings)
+    threads = [threading.Thread(target=worker.run, name="images", daemon=True) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    worker.ended.wait()
+    ends_at = time.monotonic() + STOP_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, ends_at - time.monotonic()))
+    os._exit(0)  # without waiting for a decoder
+
+
+class _Worker:
+    """The work of all threads."""
+
+    def __init__(self, parent: ParentMessages, settings: ImageProcessSettings) -> None:
+        self._parent = parent
+        self._turn = threading.Lock()
+        self.ended = threading.Event()
+        """Set when the parent sends no more requests."""
+        self._limits = ValidationLimits(max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
+        self._blobs = (
+            None
+            if settings.folder is None
+            else LocalBlobs(settings.folder, free_floor=settings.free_floor, group_read=settings.group_read)
+        )
+
+    def run(self) -> None:
+        try:
+            while (message := self._receive()) is not None:
+                request = unpack_request(message)
+                del message
+                self._parent.send(pack_answer(request.number, self._handle(request)))
+        finally:
+            self.ended.set()
+
+    def _receive(self) -> bytes | None:
+        with self._turn:
+            return None if self.ended.is_set() else self._next_message()
+
+    def _next_message(self) -> bytes | None:
+        message = self._parent.receive()
+        if message is None:
+            self.ended.set()
+        return message
+
+    def _handle(self, request: ImageRequest) -> Validated | Exception:
+        try:
+            return self._validate_and_store(request)
+        except OSError as error:
+            return DISK.storage_error(error)
+        except Exception as error:
+            return error
+
+    def _validate_and_store(self, request: ImageRequest) -> Validated:
+        if request.task == ImageTask.VALIDATE_FILE:
+            info = validate_file(request.path, request.media_type, self._limits)
+        else:
+            info = validate_small(request.data, request.media_type, self._limits)
+        if request.task != ImageTask.STORE or self._blobs is None:
+            return Validated(width=info.width, height=info.height)
+        blob = self._blobs.store_whole(request.owner, request.data)
+        return Validated(sha256=bytes.fromhex(blob.sha256), width=info.width, height=info.height)
+
+
+def lower_limits(settings: ImageProcessSettings) -> None:
+    """Write no core dumps, which would hold images; and bound the memory to what validation can take.
+
+    The kernel of Linux counts what a process may write to; where it does not say how much that is, there is no limit.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform != "linux":
+        return
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        loaded = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    except (OSError, StopIteration):
+        return
+    allowed = loaded + settings.decoders * settings.max_decode_bytes + SPARE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or allowed < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+
+
+if __name__ == "__main__":
+    main()

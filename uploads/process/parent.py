@@ -1,0 +1,253 @@
+"""The parent's side of the child that validates images."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from storage.blobs.staging import Blob
+from storage.blobs.store import BlobStore, validate_owner
+from storage.children.parent import Child
+from storage.errors import StorageError
+from uploads.detect import MediaType
+from uploads.process.messages import (
+    CHILD_MODULE,
+    READY,
+    ImageProcessSettings,
+    ImageTask,
+    MalformedAnswer,
+    Validated,
+    pack_number,
+    pack_task,
+    unpack_answer,
+)
+from uploads.structure import InvalidImage
+from uploads.work import Dimensions
+
+START_SECONDS: Final = 30.0
+"""For a child to load its code."""
+ANSWER_SECONDS: Final = 300.0
+"""For one image. After that the child counts as lost: a decoder may run for ever."""
+
+
+class ImageProcess:
+    """Work on images in a child process, which starts with the first image. Call `aclose` at the end.
+
+    blobs: stores small images where `settings` names no folder. on_loss: called with the reason when a child ends that
+    was not asked to; another one starts with the next image.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        settings: ImageProcessSettings,
+        *,
+        on_loss: Callable[[str], None],
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
+        self._blobs = blobs
+        self._stores = settings.folder is not None
+        self._child = _ImageChild(settings, on_loss, answer_seconds)
+        self._suspects_child = _ImageChild(settings, on_loss, answer_seconds)
+        self._one_suspect = asyncio.Lock()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the children that run."""
+        return [child.pid for child in (self._child, self._suspects_child) if child.pid is not None]
+
+    async def aclose(self) -> None:
+        await asyncio.gather(self._child.aclose(), self._suspects_child.aclose())
+
+    async def store_small(self, owner: str, data: bytes, media_type: MediaType) -> tuple[Blob, Dimensions]:
+        owner = validate_owner(owner)
+        if not self._stores:
+            done = await self._request(pack_task(ImageTask.VALIDATE, media_type), data)
+            blob = await self._blobs.new_draft(owner).store(data, media_type=media_type)
+        else:
+            done = await self._request(pack_task(ImageTask.STORE, media_type, owner), data)
+            sha256 = done.sha256.hex()
+            blob = Blob(name=f"{owner}/{sha256}", size=len(data), sha256=sha256)
+        return blob, Dimensions(done.width, done.height)
+
+    async def validate_file(self, path: Path, media_type: MediaType) -> Dimensions:
+        head = pack_task(ImageTask.VALIDATE_FILE, media_type)
+        done = await self._request(head, os.fsencode(path.absolute()))
+        return Dimensions(done.width, done.height)
+
+    async def _request(self, head: bytes, body: bytes) -> Validated:
+        """Return the child's result. An image in a child that ends is tried again alone, and rejected if it does too."""
+        with suppress(_ChildLost):
+            return await self._child.request(head, body)
+        async with self._one_suspect:
+            try:
+                return await self._suspects_child.request(head, body)
+            except _ChildLost:
+                raise InvalidImage("the image is damaged, it ends the decoder") from None
+            finally:
+                await self._suspects_child.stop()
+
+
+class _ChildLost(Exception):
+    """The child ended before it answered."""
+
+
+class _ImageChild:
+    """One child, and the requests that it has not answered."""
+
+    def __init__(self, settings: ImageProcessSettings, on_loss: Callable[[str], None], answer_seconds: float) -> None:
+        self._first = settings.pack()
+        self._max_pixels = settings.max_pixels
+        self._on_loss = on_loss
+        self._answer_seconds = answer_seconds
+        self._child = Child(CHILD_MODULE, on_message=self._receive, on_loss=self._lose)
+        self._starting = asyncio.Lock()
+        self._ready: asyncio.Future[None] | None = None
+        """Done when the child has loaded its code; None when there is no child."""
+        self._is_closed = False
+        self._last_number = 0
+        self._waiting: dict[int, _Request] = {}
+        """The oldest first."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid
+
+    async def request(self, head: bytes, body: bytes) -> Validated:
+        """Send a request, which starts the child; return the result, or raise its error.
+
+        Raises `_ChildLost` if the child ends before it answers, and `StorageError` if none can be started. A cancelled
+        caller waits for the answer.
+        """
+        if self._ready is None or not self._ready.done():
+            await self._start()
+        request = self._enter()
+        self._child.send(pack_number(self._last_number), head, body)
+        return await request.wait()
+
+    async def stop(self) -> None:
+        """Let the child end."""
+        async with self._starting:
+            self._ready = None
+            await self._child.stop()
+            self._fail_all()
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await self.stop()
+
+    def _enter(self) -> _Request:
+        loop = asyncio.get_running_loop()
+        self._last_number += 1
+        request = self._waiting[self._last_number] = _Request(loop)
+        if self._timer is None:
+            self._timer = loop.call_later(self._answer_seconds, self._check_oldest)
+        return request
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._is_closed:
+                raise StorageError("no image can be stored while the broker stops: try again")
+            if self._ready is not None:
+                return
+            self._ready = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    await self._child.start(self._first)
+                    await self._ready
+            except (OSError, TimeoutError, _ChildLost) as error:
+                await self._end_start()
+                raise StorageError(
+                    "the process that validates images does not start: look at the memory and the processes of this "
+                    "machine, and at the broker's output"
+                ) from error
+            except BaseException:
+                await self._end_start()
+                raise
+
+    async def _end_start(self) -> None:
+        self._ready = None
+        await self._child.stop()
+
+    # -- called by the child's connection, and by the timer
+
+    def _receive(self, message: bytes) -> None:
+        if message == READY and self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+            return
+        try:
+            number, result = unpack_answer(message, self._max_pixels)
+            request = self._waiting.pop(number)
+        except (MalformedAnswer, KeyError) as error:
+            self._give_up(f"it sent a malformed answer ({error})")
+        else:
+            request.end(result)
+
+    def _check_oldest(self) -> None:
+        """Give the child up if its oldest request is too old; otherwise look again when it would be."""
+        self._timer = None
+        if not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        left_seconds = next(iter(self._waiting.values())).since + self._answer_seconds - loop.time()
+        if left_seconds <= 0:
+            self._give_up(f"an image took more than {self._answer_seconds:g} seconds")
+        else:
+            self._timer = loop.call_later(left_seconds, self._check_oldest)
+
+    def _give_up(self, reason: str) -> None:
+        self._child.kill()
+        self._end(reason)
+
+    def _lose(self) -> None:
+        self._end("it ended")
+
+    def _end(self, reason: str) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None and not ready.done():
+            ready.set_exception(_ChildLost())
+        self._fail_all()
+        self._on_loss(reason)
+
+    def _fail_all(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, {}
+        for request in waiting.values():
+            request.end(_ChildLost())
+
+
+class _Request:
+    """A request without an answer yet."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._answer: asyncio.Future[Validated] = loop.create_future()
+        """Replaced when its waiter is cancelled."""
+        self._has_ended = False
+        self.since = loop.time()
+
+    async def wait(self) -> Validated:
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            while not self._has_ended:
+                self._answer = self._loop.create_future()
+                with suppress(asyncio.CancelledError, Exception):
+                    await self._answer
+            raise
+
+    def end(self, result: Validated | Exception) -> None:
+        self._has_ended = True
+        if self._answer.done():  # the waiter was cancelled in this turn
+            return
+        if isinstance(result, Exception):
+            self._answer.set_exception(result)
+        else:
+            self._answer.set_result(result)
