@@ -39,6 +39,9 @@ from storage.file_modes import GROUP_PASS_FOLDER
 from storage.sql.database import Database
 from storage.sql.migrate import upgrade_schema
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from uploads.intake import DECODERS
+from uploads.process.messages import ImageProcessSettings
+from uploads.process.parent import ImageProcess
 from webhooks.tokens import CallbackTokens
 
 LEASE_COLUMNS = ("version", "leased_by", "lease_until")
@@ -154,6 +157,7 @@ async def open_services(
     port: int | None = None,
     local_provider: bool = False,
     joins: bool = True,
+    isolates_images: bool = False,
     free_floor: int = FREE_FLOOR,
     extra_providers: Sequence[ProviderPackage] = (),
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
@@ -165,6 +169,7 @@ async def open_services(
     port: the one that the server listens on; None without HTTP (callbacks then need a configured public URL).
     local_provider: the provider runs on this machine, so callbacks need no tunnel (the sandbox).
     joins: the process works on tasks, so it must agree with the others on what they share; otherwise it only reads.
+    isolates_images: a child process validates images; for processes that receive many, or from strangers.
     free_floor: bytes that images leave free on the disk; 0 for a process that frees some.
     extra_providers: packages beside those of the registry; `settings` must have been loaded with them.
     extra_dialects: factories of `broker.api.http.endpoint.Dialect`, mounted after the built-in one.
@@ -182,6 +187,9 @@ async def open_services(
         for opened in (client, fetcher, agent_client):
             stack.push_async_callback(opened.aclose)
         catalog = registry.load_catalog(extra_providers)
+        blobs, image_work = await stack.enter_async_context(_open_blobs(settings, free_floor)), None
+        if isolates_images:
+            image_work = await stack.enter_async_context(_open_image_process(settings, blobs, free_floor))
         services = Services(
             settings=settings,
             clock=clock,
@@ -192,7 +200,8 @@ async def open_services(
             registry=ProviderRegistry(
                 settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
             ),
-            blobs=await stack.enter_async_context(_open_blobs(settings, free_floor)),
+            blobs=blobs,
+            image_work=image_work,
             tokens=CallbackTokens(secret, settings.old_secrets),
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
@@ -238,6 +247,28 @@ async def _open_blobs(settings: Settings, free_floor: int) -> AsyncIterator[Blob
         except StorageFull as error:
             log.warning("no image can be stored", action="store_full", why=str(error))
         yield blobs
+
+
+@asynccontextmanager
+async def _open_image_process(settings: Settings, blobs: BlobStore, free_floor: int) -> AsyncIterator[ImageProcess]:
+    """Open the child process that validates images, which starts with the first one."""
+    options = ImageProcessSettings(
+        max_pixels=settings.max_pixels,
+        max_decode_bytes=settings.max_decode_bytes,
+        decoders=DECODERS,
+        folder=settings.blob_folder if settings.bucket is None else None,
+        free_floor=free_floor,
+        group_read=settings.blob_group_read,
+    )
+
+    def report_loss(reason: str) -> None:
+        log.error("the process that validates images was lost", action="image_process_lost", why=reason)
+
+    process = ImageProcess(blobs, options, on_loss=report_loss)
+    try:
+        yield process
+    finally:
+        await process.aclose()
 
 
 def _initial_address(settings: Settings, port: int | None, *, local_provider: bool, now: float) -> PublicAddress:

@@ -23,6 +23,9 @@ from uploads.work import ImageWork, ThreadedWork
 WRITE_SIZE_BYTES = 256 * 1024
 """Bytes written at once (one thread hop each), and the memory of one upload."""
 
+DECODERS = 2
+"""Large images validated at once."""
+
 BASE64_CHUNK_CHARACTERS = 4 * 64 * 1024
 """Characters decoded at once; a multiple of four."""
 
@@ -72,7 +75,7 @@ class Intake:
     take the memory of one decode, everything else is constant.
     """
 
-    def __init__(self, blobs: BlobStore, work: ImageWork, *, decoders: int = 2) -> None:
+    def __init__(self, blobs: BlobStore, work: ImageWork, *, decoders: int = DECODERS) -> None:
         self._blobs = blobs
         self._work = work
         self._decoders = CapacityLimiter(decoders)

@@ -12,18 +12,18 @@ from broker.settings import Settings
 
 
 @asynccontextmanager
-async def open_system(settings: Settings, port: int) -> AsyncIterator[Services]:
-    """Open the system for a port, with a sandbox if there is no provider key."""
+async def open_system(settings: Settings, port: int, *, isolates_images: bool = False) -> AsyncIterator[Services]:
+    """Open the system for a port, with a sandbox if there is no provider key. isolates_images: see `open_services`."""
     if settings.webhook_base_url:
         check_configured(settings.webhook_base_url)  # checked although the sandbox does not need it
     if not settings.sandboxed:
-        async with open_services(settings, port=port) as services:
+        async with open_services(settings, port=port, isolates_images=isolates_images) as services:
             yield services
         return
     from broker.cli.sandbox import run_sandbox
 
     async with (
         run_sandbox(settings, port + 1) as sandbox_settings,
-        open_services(sandbox_settings, port=port, local_provider=True) as services,
+        open_services(sandbox_settings, port=port, local_provider=True, isolates_images=isolates_images) as services,
     ):
         yield services

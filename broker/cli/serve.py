@@ -50,7 +50,7 @@ def serve(host: str | None, port: int | None, workers: int | None) -> int:
 async def _serve_alone(settings: Settings) -> None:
     with closing(bind_socket(settings.host, settings.port)) as sock:
         port = socket_port(sock)
-        async with open_system(settings, port) as services:
+        async with open_system(settings, port, isolates_images=True) as services:
             await serve_http(services, [sock], ready=lambda: print_summary(_summarize(services, port)))
 
 
@@ -72,7 +72,7 @@ def _run_process(settings: Settings, port: int, number: int, sock: socket.socket
 
 async def _serve_supervised(settings: Settings, port: int, link: SupervisorLink) -> None:
     async with (
-        open_services(settings, port=port, read_sums=link.read_sums) as services,
+        open_services(settings, port=port, isolates_images=True, read_sums=link.read_sums) as services,
         link.run(services.metrics.registry),
     ):
         with closing(bind_socket(settings.host, port, is_one_of_many=True)) as sock:
@@ -119,7 +119,7 @@ def run_worker() -> int:
 async def _work(settings: Settings) -> None:
     with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with (
-            open_services(settings) as services,
+            open_services(settings, isolates_images=True) as services,
             services.url_monitor.run(),
             services.conversation_parts.keeper.run(),
             anyio.create_task_group() as tasks,

@@ -35,6 +35,8 @@ from storage.sql.database import Database
 from storage.sql.row_changes import RowChanges
 from storage.tables import Tables
 from uploads.intake import Intake
+from uploads.validation import ValidationLimits
+from uploads.work import ImageWork, ThreadedWork
 from webhooks.tokens import CallbackTokens
 
 
@@ -51,6 +53,8 @@ class Resources:
     catalog: Catalog
     registry: ProviderRegistry
     blobs: BlobStore
+    image_work: ImageWork | None = None
+    """Validates images and stores small ones; None to do it in threads."""
     tokens: CallbackTokens
     address: PublicAddress
     agents: TunnelAgents
@@ -97,8 +101,8 @@ class Resources:
 
     @cached_property
     def intake(self) -> Intake:
-        settings = self.settings
-        return Intake(self.blobs, max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
+        limits = ValidationLimits(max_pixels=self.settings.max_pixels, max_decode_bytes=self.settings.max_decode_bytes)
+        return Intake(self.blobs, self.image_work or ThreadedWork(self.blobs, limits))
 
     @cached_property
     def pools(self) -> dict[str, ProviderPool]:

@@ -17,17 +17,26 @@ def frame(parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
     return size.to_bytes(LENGTH_BYTES, "big"), *parts
 
 
+class MessageTooLarge(Exception):
+    """The other process announces a message above the limit."""
+
+
 class Unframer:
     """Takes bytes as they arrive, and finds the messages in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        """max_bytes: of one message."""
+        self._max_bytes = max_bytes
         self._buffer = bytearray()
 
     def messages(self, data: bytes) -> Iterator[bytes]:
-        """Yield the messages that are whole now."""
+        """Yield the messages that are whole now. Raises `MessageTooLarge`."""
         self._buffer += data
         while len(self._buffer) >= LENGTH_BYTES:
-            end = LENGTH_BYTES + int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+            size = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+            if size > self._max_bytes:
+                raise MessageTooLarge
+            end = LENGTH_BYTES + size
             if len(self._buffer) < end:
                 return
             message = bytes(memoryview(self._buffer)[LENGTH_BYTES:end])

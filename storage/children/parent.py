@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
-from storage.children.messages import Unframer, frame
+from storage.children.messages import MAX_MESSAGE_BYTES, MessageTooLarge, Unframer, frame
 
 STOP_SECONDS: Final = 10.0
 """For a child to finish its work; then it is killed."""
@@ -25,11 +25,20 @@ class Child:
     """A child process that runs `python -m module`. `start` and `stop` may follow each other again and again.
 
     on_message: called in the event loop with each message of the child. on_loss: called there once if the child ends,
-    or closes its end, without being asked to; its process is killed then.
+    or closes its end, without being asked to; its process is killed then. max_message_bytes: of a message of the child;
+    one that announces more is lost.
     """
 
-    def __init__(self, module: str, *, on_message: Callable[[bytes], None], on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        on_message: Callable[[bytes], None],
+        on_loss: Callable[[], None],
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self._module = module
+        self._max_message_bytes = max_message_bytes
         self._on_message = on_message
         self._on_loss = on_loss
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,7 +70,10 @@ class Child:
         ours, self._spawned = self._spawned, None
         loop = asyncio.get_running_loop()
         try:
-            _, self._line = await loop.create_unix_connection(lambda: _Line(self._on_message, self._lose), sock=ours)
+            unframer = Unframer(self._max_message_bytes)
+            _, self._line = await loop.create_unix_connection(
+                lambda: _Line(unframer, self._on_message, self._lose), sock=ours
+            )
         except BaseException:
             if ours is not None:
                 ours.close()
@@ -88,6 +100,13 @@ class Child:
             if process is not None:
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, _reap, process, STOP_SECONDS))
 
+    def kill(self) -> None:
+        """Kill a child without asking it to end. `on_message` and `on_loss` are not called any more."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.abort()
+        self._kill()
+
     def _lose(self) -> None:
         if self._line is not None:  # and was not asked to end
             self._line = None
@@ -106,25 +125,36 @@ class _Line(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, on_message: Callable[[bytes], None], on_loss: Callable[[], None]) -> None:
+    def __init__(self, unframer: Unframer, on_message: Callable[[bytes], None], on_loss: Callable[[], None]) -> None:
+        self._unframer = unframer
         self._on_message = on_message
         self._on_loss = on_loss
-        self._unframer = Unframer()
+        self._is_aborted = False
         self._closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        for message in self._unframer.messages(data):
-            self._on_message(message)
+        try:
+            for message in self._unframer.messages(data):
+                if not self._is_aborted:
+                    self._on_message(message)
+        except MessageTooLarge:
+            self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed.set()
-        self._on_loss()
+        if not self._is_aborted:
+            self._on_loss()
 
     def send(self, parts: tuple[bytes, ...]) -> None:
         self._transport.writelines(frame(parts))
+
+    def abort(self) -> None:
+        """Close both ends now, and report nothing any more."""
+        self._is_aborted = True
+        self._transport.abort()
 
     async def end(self, seconds: float) -> None:
         """Close this end behind what was sent, and wait until the child closes its own; no longer than `seconds`."""

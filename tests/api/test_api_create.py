@@ -129,7 +129,7 @@ async def test_order_on_a_full_disk_is_storage_full(tmp_path: Path) -> None:
 def with_store(broker: ApiBroker, blobs: BlobStore) -> OrderService:
     """Return the broker's order service with another image store."""
     orders = broker.services.orders
-    intake = Intake(blobs, max_pixels=10_000, max_decode_bytes=2**20)
+    intake = Intake.in_threads(blobs, max_pixels=10_000, max_decode_bytes=2**20)
     return replace(orders, references=replace(orders.references, blobs=blobs, intake=intake))
 
 

@@ -173,7 +173,7 @@ async def test_small_image_costs_one_thread_hop_and_few_syncs(tmp_path: Path, ow
         yield PNG
 
     hops, blobs = count_hops(asyncio.get_running_loop()), SyncCountingBlobs(tmp_path)
-    intake = Intake(blobs, max_pixels=10**6, max_decode_bytes=MB)
+    intake = Intake.in_threads(blobs, max_pixels=10**6, max_decode_bytes=MB)
     await intake.from_stream(owner.format(100), chunks(), max_bytes=MB)
     hops.clear()
     blobs.syncs = 0

@@ -31,7 +31,7 @@ class IntakeHarness:
 
     def __post_init__(self) -> None:
         self.blobs = LocalBlobs(self.root)
-        self.intake = Intake(self.blobs, max_pixels=MAX_PIXELS, max_decode_bytes=MAX_DECODE_BYTES)
+        self.intake = Intake.in_threads(self.blobs, max_pixels=MAX_PIXELS, max_decode_bytes=MAX_DECODE_BYTES)
 
     async def accept(self, data: bytes, step: int = 65_536) -> AcceptedImage:
         return await self.intake.from_stream("task_1", stream(data, step), max_bytes=MAX_BYTES)

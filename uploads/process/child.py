@@ -1,7 +1,7 @@
 """The child that validates images: `python -m uploads.process.child`, started by `uploads.process.parent`.
 
-A few threads take turns at receiving, so that syncs of a slow disk overlap, and requests wait in the socket while all of
-them work.
+A few threads take turns at receiving, so that syncs of a slow disk overlap; while all of them work, requests wait in the
+socket.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import resource
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-import uploads.decoder  # noqa: F401
 from storage.blobs.local import DISK, LocalBlobs
 from storage.children.child import ParentMessages, connect_parent
 from uploads.process.messages import (
@@ -41,6 +41,7 @@ def main() -> None:
     if first is None:
         return
     settings = ImageProcessSettings.unpack(first)
+    import_module("uploads.decoder")  # before the first image
     lower_limits(settings)
     parent.send(READY)
     worker = _Worker(parent, settings)

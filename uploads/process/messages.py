@@ -28,6 +28,7 @@ _ANSWER: Final = struct.Struct("<QB")
 _DONE: Final = struct.Struct("<QB32sII")
 MAX_TEXT_CHARACTERS: Final = 500
 MAX_ANSWER_BYTES: Final = 8 * 1024
+"""Room for two such texts in JSON."""
 _NO_HASH: Final = bytes(32)
 
 
@@ -170,8 +171,6 @@ def _pack_error(number: int, outcome: Outcome, facts: dict[str, object]) -> byte
 
 
 def _unpack_error(outcome: Outcome, body: bytes) -> Exception:
-    if len(body) > MAX_ANSWER_BYTES:
-        raise MalformedAnswer("too long")
     match outcome, json.loads(body):
         case Outcome.INVALID, {"problem": problem, "cure": cure, "code": code, "truncated": bool(truncated)}:
             if code not in get_args(InvalidImageCode):

@@ -16,6 +16,7 @@ from storage.errors import StorageError
 from uploads.detect import MediaType
 from uploads.process.messages import (
     CHILD_MODULE,
+    MAX_ANSWER_BYTES,
     READY,
     ImageProcessSettings,
     ImageTask,
@@ -54,6 +55,8 @@ class ImageProcess:
         self._child = _ImageChild(settings, on_loss, answer_seconds)
         self._suspects_child = _ImageChild(settings, on_loss, answer_seconds)
         self._one_suspect = asyncio.Lock()
+        self._suspects = 0
+        """Images that wait for the second child, or are in it."""
 
     @property
     def pids(self) -> list[int]:
@@ -76,19 +79,22 @@ class ImageProcess:
 
     async def validate_file(self, path: Path, media_type: MediaType) -> Dimensions:
         head = pack_task(ImageTask.VALIDATE_FILE, media_type)
-        done = await self._request(head, os.fsencode(path.absolute()))
+        done = await self._request(head, os.fsencode(path))  # both have the same working folder
         return Dimensions(done.width, done.height)
 
     async def _request(self, head: bytes, body: bytes) -> Validated:
-        """Return the child's result. An image in a child that ends is tried again alone, and rejected if it does too."""
+        """Return the child's result. An image whose child ends is tried again alone, and rejected if that ends, too."""
         with suppress(_ChildLost):
             return await self._child.request(head, body)
-        async with self._one_suspect:
-            try:
+        self._suspects += 1
+        try:
+            async with self._one_suspect:
                 return await self._suspects_child.request(head, body)
-            except _ChildLost:
-                raise InvalidImage("the image is damaged, it ends the decoder") from None
-            finally:
+        except _ChildLost:
+            raise InvalidImage("the image is damaged, it ends the decoder") from None
+        finally:
+            self._suspects -= 1
+            if not self._suspects:
                 await self._suspects_child.stop()
 
 
@@ -104,7 +110,9 @@ class _ImageChild:
         self._max_pixels = settings.max_pixels
         self._on_loss = on_loss
         self._answer_seconds = answer_seconds
-        self._child = Child(CHILD_MODULE, on_message=self._receive, on_loss=self._lose)
+        self._child = Child(
+            CHILD_MODULE, on_message=self._receive, on_loss=self._lose, max_message_bytes=MAX_ANSWER_BYTES
+        )
         self._starting = asyncio.Lock()
         self._ready: asyncio.Future[None] | None = None
         """Done when the child has loaded its code; None when there is no child."""
@@ -124,7 +132,7 @@ class _ImageChild:
         Raises `_ChildLost` if the child ends before it answers, and `StorageError` if none can be started. A cancelled
         caller waits for the answer.
         """
-        if self._ready is None or not self._ready.done():
+        while self._ready is None or not self._ready.done():  # it may be lost before this task goes on
             await self._start()
         request = self._enter()
         self._child.send(pack_number(self._last_number), head, body)
@@ -161,18 +169,18 @@ class _ImageChild:
                     await self._child.start(self._first)
                     await self._ready
             except (OSError, TimeoutError, _ChildLost) as error:
-                await self._end_start()
+                self._end_start()
                 raise StorageError(
                     "the process that validates images does not start: look at the memory and the processes of this "
                     "machine, and at the broker's output"
                 ) from error
             except BaseException:
-                await self._end_start()
+                self._end_start()
                 raise
 
-    async def _end_start(self) -> None:
+    def _end_start(self) -> None:
         self._ready = None
-        await self._child.stop()
+        self._child.kill()
 
     # -- called by the child's connection, and by the timer
 

@@ -191,7 +191,8 @@ async def a_scene(folder: Path) -> AsyncIterator[Scene]:
             clock=clock,
             pictures=pictures,
             download=replace(
-                services.worker.steps.download, intake=Intake(blobs, max_pixels=10**6, max_decode_bytes=2**20)
+                services.worker.steps.download,
+                intake=Intake.in_threads(blobs, max_pixels=10**6, max_decode_bytes=2**20),
             ),
             retention=replace(services.worker.retention, blobs=blobs),
             numbers=count(1),

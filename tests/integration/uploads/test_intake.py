@@ -82,7 +82,9 @@ async def test_failing_sender_leaves_no_file(harness: IntakeHarness, after: int)
 
 
 async def test_full_disk_is_storage_full(tmp_path: Path) -> None:
-    intake = Intake(LocalBlobs(tmp_path, free_floor=2**60), max_pixels=MAX_PIXELS, max_decode_bytes=MAX_DECODE_BYTES)
+    intake = Intake.in_threads(
+        LocalBlobs(tmp_path, free_floor=2**60), max_pixels=MAX_PIXELS, max_decode_bytes=MAX_DECODE_BYTES
+    )
     with pytest.raises(StorageFull, match="BROKER_RETENTION_HOURS"):
         await intake.from_stream("task_1", stream(s.PNG), max_bytes=MAX_BYTES)
 
@@ -106,7 +108,7 @@ async def test_invalid_owner_is_rejected(harness: IntakeHarness) -> None:
 
 async def test_pixel_limit_is_counted_exactly(harness: IntakeHarness) -> None:
     for limit, is_accepted in ((24 * 17, True), (24 * 17 - 1, False)):
-        intake = Intake(harness.blobs, max_pixels=limit, max_decode_bytes=MAX_DECODE_BYTES)
+        intake = Intake.in_threads(harness.blobs, max_pixels=limit, max_decode_bytes=MAX_DECODE_BYTES)
         for data in (s.PNG, s.JPEG, s.WEBP, s.WEBP_LOSSLESS):
             try:
                 await intake.from_stream("task_1", stream(data), max_bytes=MAX_BYTES)
