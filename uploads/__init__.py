@@ -11,7 +11,8 @@ Decisions
 * Every accepted image has been decoded once, in bounded memory. The pixel limit is checked on the header. PNG data is
   inflated in pieces and counted to the byte. JPEG is decoded at an eighth, in a few rows at a time where all pixels are
   in one scan. Progressive JPEG and WebP are decoded as a whole; one that needs more than BROKER_MAX_DECODE_BYTES is
-  rejected. Reconsider with a decoder in a process of its own.
+  rejected. `broker serve` and `broker worker` decode in a
+  child process (`uploads/process/`), commands in threads.
 * Missing pixels are an error, which decoders of JPEG hide: at the end marker they paint the rest grey. In a single scan
   every block must be there, except the last two; of several scans only the least possible length of the first is known.
 * A successful decode does not prove integrity: most flipped bits of a JPEG or WebP decode. The SHA-256 of the received

@@ -1,7 +1,7 @@
 """The child that validates images: `python -m uploads.process.child`, started by `uploads.process.parent`.
 
-A few threads take turns at receiving, so that syncs of a slow disk overlap; while all of them work, requests wait in the
-socket.
+A few threads take turns at receiving, so that syncs of a slow disk overlap. While all of them work, requests wait in
+the socket.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -35,34 +36,31 @@ SPARE_BYTES: Final = 384 * 2**20
 """Memory beside large decodes: metadata, small images, stacks and arenas of threads."""
 
 
-def main() -> None:
+def run_child(open_worker: Callable[[ImageProcessSettings], ImageWorker]) -> None:
+    """Answer the requests of the parent until it closes its end. Does not return."""
     parent = connect_parent()
     first = parent.receive()
     if first is None:
-        return
+        sys.exit()
     settings = ImageProcessSettings.unpack(first)
     import_module("uploads.decoder")  # before the first image
     lower_limits(settings)
     parent.send(READY)
-    worker = _Worker(parent, settings)
-    threads = [threading.Thread(target=worker.run, name="images", daemon=True) for _ in range(THREADS)]
+    line = _RequestLine(parent, open_worker(settings))
+    threads = [threading.Thread(target=line.run, name="images", daemon=True) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
-    worker.ended.wait()
+    line.ended.wait()
     ends_at = time.monotonic() + STOP_SECONDS
     for thread in threads:
         thread.join(max(0.0, ends_at - time.monotonic()))
     os._exit(0)  # without waiting for a decoder
 
 
-class _Worker:
-    """The work of all threads."""
+class ImageWorker:
+    """Does what requests ask for."""
 
-    def __init__(self, parent: ParentMessages, settings: ImageProcessSettings) -> None:
-        self._parent = parent
-        self._turn = threading.Lock()
-        self.ended = threading.Event()
-        """Set when the parent sends no more requests."""
+    def __init__(self, settings: ImageProcessSettings) -> None:
         self._limits = ValidationLimits(max_pixels=settings.max_pixels, max_decode_bytes=settings.max_decode_bytes)
         self._blobs = (
             None
@@ -70,32 +68,14 @@ class _Worker:
             else LocalBlobs(settings.folder, free_floor=settings.free_floor, group_read=settings.group_read)
         )
 
-    def run(self) -> None:
+    def answer(self, request: ImageRequest) -> bytes:
+        """Return the answer to a request, an error included."""
         try:
-            while (message := self._receive()) is not None:
-                request = unpack_request(message)
-                del message
-                self._parent.send(pack_answer(request.number, self._handle(request)))
-        finally:
-            self.ended.set()
-
-    def _receive(self) -> bytes | None:
-        with self._turn:
-            return None if self.ended.is_set() else self._next_message()
-
-    def _next_message(self) -> bytes | None:
-        message = self._parent.receive()
-        if message is None:
-            self.ended.set()
-        return message
-
-    def _handle(self, request: ImageRequest) -> Validated | Exception:
-        try:
-            return self._validate_and_store(request)
+            return pack_answer(request.number, self._validate_and_store(request))
         except OSError as error:
-            return DISK.storage_error(error)
+            return pack_answer(request.number, DISK.storage_error(error))
         except Exception as error:
-            return error
+            return pack_answer(request.number, error)
 
     def _validate_and_store(self, request: ImageRequest) -> Validated:
         if request.task == ImageTask.VALIDATE_FILE:
@@ -106,6 +86,31 @@ class _Worker:
             return Validated(width=info.width, height=info.height)
         blob = self._blobs.store_whole(request.owner, request.data)
         return Validated(sha256=bytes.fromhex(blob.sha256), width=info.width, height=info.height)
+
+
+class _RequestLine:
+    """The requests of the parent, which several threads answer."""
+
+    def __init__(self, parent: ParentMessages, worker: ImageWorker) -> None:
+        self._parent = parent
+        self._worker = worker
+        self._turn = threading.Lock()
+        self.ended = threading.Event()
+        """Set when the parent sends no more requests, or a thread has failed."""
+
+    def run(self) -> None:
+        try:
+            while (message := self._receive()) is not None:
+                self._parent.send(self._worker.answer(unpack_request(message)))
+        finally:
+            self.ended.set()
+
+    def _receive(self) -> bytes | None:
+        with self._turn:
+            message = None if self.ended.is_set() else self._parent.receive()
+            if message is None:
+                self.ended.set()
+            return message
 
 
 def lower_limits(settings: ImageProcessSettings) -> None:
@@ -128,4 +133,4 @@ def lower_limits(settings: ImageProcessSettings) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_child(ImageWorker)

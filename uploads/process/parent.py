@@ -49,11 +49,12 @@ class ImageProcess:
         *,
         on_loss: Callable[[str], None],
         answer_seconds: float = ANSWER_SECONDS,
+        child_module: str = CHILD_MODULE,
     ) -> None:
         self._blobs = blobs
         self._stores = settings.folder is not None
-        self._child = _ImageChild(settings, on_loss, answer_seconds)
-        self._suspects_child = _ImageChild(settings, on_loss, answer_seconds)
+        self._child = _ImageChild(child_module, settings, on_loss, answer_seconds)
+        self._suspects_child = _ImageChild(child_module, settings, on_loss, answer_seconds)
         self._one_suspect = asyncio.Lock()
         self._suspects = 0
         """Images that wait for the second child, or are in it."""
@@ -105,14 +106,14 @@ class _ChildLost(Exception):
 class _ImageChild:
     """One child, and the requests that it has not answered."""
 
-    def __init__(self, settings: ImageProcessSettings, on_loss: Callable[[str], None], answer_seconds: float) -> None:
+    def __init__(
+        self, module: str, settings: ImageProcessSettings, on_loss: Callable[[str], None], answer_seconds: float
+    ) -> None:
         self._first = settings.pack()
         self._max_pixels = settings.max_pixels
         self._on_loss = on_loss
         self._answer_seconds = answer_seconds
-        self._child = Child(
-            CHILD_MODULE, on_message=self._receive, on_loss=self._lose, max_message_bytes=MAX_ANSWER_BYTES
-        )
+        self._child = Child(module, on_message=self._receive, on_loss=self._lose, max_message_bytes=MAX_ANSWER_BYTES)
         self._starting = asyncio.Lock()
         self._ready: asyncio.Future[None] | None = None
         """Done when the child has loaded its code; None when there is no child."""

@@ -15,11 +15,22 @@ import pytest
 from storage.blobs.local import LocalBlobs
 from storage.errors import StorageError, StorageFull
 from tests.support import samples as s
-from tests.support.intake import MAX_BYTES, MAX_DECODE_BYTES, MAX_PIXELS, IntakeHarness, stream
+from tests.support.intake import MAX_BYTES, MAX_DECODE_BYTES, MAX_PIXELS, IntakeHarness, open_process, stream
 from uploads.intake import WRITE_SIZE_BYTES, Intake
 from uploads.structure import InvalidImage
 
 pytestmark = pytest.mark.anyio
+
+BOTH_WAYS = pytest.mark.parametrize("harness", ["threads", "process"], indirect=True)
+
+
+@pytest.fixture
+async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[IntakeHarness]:
+    if getattr(request, "param", "threads") == "threads":
+        yield IntakeHarness(tmp_path)
+        return
+    async with open_process(tmp_path) as process:
+        yield IntakeHarness(tmp_path, process)
 
 
 @pytest.mark.parametrize("step", [1, 7, 1023, 1024, 1025, 10**9])
@@ -55,6 +66,7 @@ async def test_size_limit_is_enforced_while_reading(harness: IntakeHarness) -> N
     assert harness.files() == []
 
 
+@BOTH_WAYS
 async def test_size_equal_to_the_limit_is_accepted(harness: IntakeHarness) -> None:
     size = len(s.PNG)
     await harness.intake.from_stream("task_1", stream(s.PNG), max_bytes=size)
@@ -62,6 +74,7 @@ async def test_size_equal_to_the_limit_is_accepted(harness: IntakeHarness) -> No
         await harness.intake.from_stream("task_1", stream(s.PNG), max_bytes=size - 1)
 
 
+@BOTH_WAYS
 async def test_same_image_twice_is_one_blob(harness: IntakeHarness) -> None:
     assert await harness.accept(s.JPEG) == await harness.accept(s.JPEG)
     assert len(harness.files()) == 1
@@ -89,6 +102,7 @@ async def test_full_disk_is_storage_full(tmp_path: Path) -> None:
         await intake.from_stream("task_1", stream(s.PNG), max_bytes=MAX_BYTES)
 
 
+@BOTH_WAYS
 async def test_unreadable_draft_is_a_storage_error(harness: IntakeHarness) -> None:
     """Not a bad image: the same bytes may be accepted later."""
 
@@ -101,6 +115,7 @@ async def test_unreadable_draft_is_a_storage_error(harness: IntakeHarness) -> No
         await harness.intake.from_stream("task_1", chunks(), max_bytes=MAX_BYTES)
 
 
+@BOTH_WAYS
 async def test_invalid_owner_is_rejected(harness: IntakeHarness) -> None:
     with pytest.raises(ValueError, match="owner"):
         await harness.intake.from_stream("../x", stream(s.PNG), max_bytes=MAX_BYTES)
@@ -196,6 +211,7 @@ async def test_limit_of_a_data_uri_is_that_of_its_bytes(harness: IntakeHarness, 
 # -- memory
 
 
+@BOTH_WAYS
 async def test_memory_is_constant_for_many_large_images(harness: IntakeHarness) -> None:
     """Twenty senders of 20 MB at once."""
     side = 2600
@@ -218,6 +234,7 @@ async def test_memory_is_constant_for_many_large_images(harness: IntakeHarness) 
     assert {image.blob.size for image in images} == {len(data)}
 
 
+@BOTH_WAYS
 async def test_large_data_uri_is_decoded_piece_by_piece(harness: IntakeHarness) -> None:
     uri = "data:image/png;base64," + b64(s.png(s.header(2600, 2600), s.chunk(b"IDAT", s.rows(2600, 2600, level=0))))
     tracemalloc.start()
