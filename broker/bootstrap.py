@@ -181,15 +181,10 @@ async def open_services(
         database = await stack.enter_async_context(_open_upgraded(open_database(settings), clock))
         if joins:
             await _check_agreement(database, settings, clock, secret)
-        client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
-        fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
-        agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
-        for opened in (client, fetcher, agent_client):
-            stack.push_async_callback(opened.aclose)
+        client, agent_client, fetcher = await stack.enter_async_context(_open_clients(settings))
         catalog = registry.load_catalog(extra_providers)
-        blobs, image_work = await stack.enter_async_context(_open_blobs(settings, free_floor)), None
-        if isolates_images:
-            image_work = await stack.enter_async_context(_open_image_process(settings, blobs, free_floor))
+        blobs = await stack.enter_async_context(_open_blobs(settings, free_floor))
+        isolated = _open_image_process(settings, blobs, free_floor)
         services = Services(
             settings=settings,
             clock=clock,
@@ -201,7 +196,7 @@ async def open_services(
                 settings=settings, client=client, catalog=catalog, now=clock.now, extra=extra_providers
             ),
             blobs=blobs,
-            image_work=image_work,
+            image_work=await stack.enter_async_context(isolated) if isolates_images else None,
             tokens=CallbackTokens(secret, settings.old_secrets),
             address=_initial_address(settings, port, local_provider=local_provider, now=clock.now()),
             agents=TunnelAgents(client=agent_client, tunnel_api=settings.tunnel_api, port=port or settings.port),
@@ -216,6 +211,18 @@ async def open_services(
         if joins and services.address.current is None:
             await services.url_monitor.seed()
         yield services
+
+
+@asynccontextmanager
+async def _open_clients(settings: Settings) -> AsyncIterator[tuple[ApiClient, ApiClient, Fetcher]]:
+    """Open the clients of providers and of tunnel agents, and the fetcher of results and references."""
+    async with AsyncExitStack() as stack:
+        client = ApiClient(timeout=settings.request_timeout, max_connections=settings.max_connections)
+        agent_client = ApiClient(timeout=PROBE_SECONDS, max_connections=16, max_answer_bytes=2**20)
+        fetcher = Fetcher(allow=settings.download_allow, max_connections=DOWNLOAD_CONCURRENCY * 2, total_seconds=300)
+        for opened in (client, agent_client, fetcher):
+            stack.push_async_callback(opened.aclose)
+        yield client, agent_client, fetcher
 
 
 @asynccontextmanager

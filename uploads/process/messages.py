@@ -1,7 +1,7 @@
 """Messages of a process and its child that validates images.
 
 request: number; task, type and length of the owner; the owner; the bytes of the image, or the path of its file
-answer:  number and outcome; for `DONE` SHA-256, width and height, else a JSON object with the error
+answer:  number and kind; for `DONE` SHA-256, width and height, else a JSON object with the error
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ImageTask(IntEnum):
     VALIDATE_FILE = auto()
 
 
-class Outcome(IntEnum):
+class AnswerKind(IntEnum):
     """The first fact of an answer."""
 
     DONE = auto()
@@ -132,18 +132,18 @@ def unpack_request(message: bytes) -> ImageRequest:
 def pack_answer(number: int, result: Validated | Exception) -> bytes:
     match result:
         case Validated(sha256=sha256, width=width, height=height):
-            return _DONE.pack(number, Outcome.DONE, sha256, width, height)
+            return _DONE.pack(number, AnswerKind.DONE, sha256, width, height)
         case NeedsDecoder():
-            return _ANSWER.pack(number, Outcome.NEEDS_DECODER)
+            return _ANSWER.pack(number, AnswerKind.NEEDS_DECODER)
         case InvalidImage():
             facts = {name: getattr(result, name) for name in ("problem", "cure", "code", "truncated")}
-            return _pack_error(number, Outcome.INVALID, facts)
+            return _pack_error(number, AnswerKind.INVALID, facts)
         case StorageFull():
-            return _pack_error(number, Outcome.FULL, {"problem": str(result)})
+            return _pack_error(number, AnswerKind.FULL, {"problem": str(result)})
         case StorageError():
-            return _pack_error(number, Outcome.UNAVAILABLE, {"problem": str(result)})
+            return _pack_error(number, AnswerKind.UNAVAILABLE, {"problem": str(result)})
         case _:
-            return _pack_error(number, Outcome.DEFECT, {"problem": _locate(result)})
+            return _pack_error(number, AnswerKind.DEFECT, {"problem": _locate(result)})
 
 
 def unpack_answer(message: bytes, max_pixels: int) -> tuple[int, Validated | Exception]:
@@ -153,34 +153,34 @@ def unpack_answer(message: bytes, max_pixels: int) -> tuple[int, Validated | Exc
     """
     try:
         number, code = _ANSWER.unpack_from(message)
-        outcome = Outcome(code)
-        if outcome == Outcome.DONE:
+        kind = AnswerKind(code)
+        if kind == AnswerKind.DONE:
             _, _, sha256, width, height = _DONE.unpack(message)
             if not 0 < width * height <= max_pixels:
                 raise MalformedAnswer("a size that no valid image has")
             return number, Validated(sha256=sha256, width=width, height=height)
-        if outcome == Outcome.NEEDS_DECODER:
+        if kind == AnswerKind.NEEDS_DECODER:
             return number, NeedsDecoder()
-        return number, _unpack_error(outcome, message[_ANSWER.size :])
+        return number, _unpack_error(kind, message[_ANSWER.size :])
     except (struct.error, ValueError, RecursionError) as error:
         raise MalformedAnswer(type(error).__name__) from None
 
 
-def _pack_error(number: int, outcome: Outcome, facts: dict[str, object]) -> bytes:
-    return _ANSWER.pack(number, outcome) + json.dumps(facts).encode()
+def _pack_error(number: int, kind: AnswerKind, facts: dict[str, object]) -> bytes:
+    return _ANSWER.pack(number, kind) + json.dumps(facts).encode()
 
 
-def _unpack_error(outcome: Outcome, body: bytes) -> Exception:
-    match outcome, json.loads(body):
-        case Outcome.INVALID, {"problem": problem, "cure": cure, "code": code, "truncated": bool(truncated)}:
+def _unpack_error(kind: AnswerKind, body: bytes) -> Exception:
+    match kind, json.loads(body):
+        case AnswerKind.INVALID, {"problem": problem, "cure": cure, "code": code, "truncated": bool(truncated)}:
             if code not in get_args(InvalidImageCode):
                 raise MalformedAnswer("an unknown error code")
             return InvalidImage(_checked_text(problem), _checked_text(cure), code=code, truncated=truncated)
-        case Outcome.FULL, {"problem": problem}:
+        case AnswerKind.FULL, {"problem": problem}:
             return StorageFull(_checked_text(problem))
-        case Outcome.UNAVAILABLE, {"problem": problem}:
+        case AnswerKind.UNAVAILABLE, {"problem": problem}:
             return StorageError(_checked_text(problem))
-        case Outcome.DEFECT, {"problem": problem}:
+        case AnswerKind.DEFECT, {"problem": problem}:
             return RuntimeError(f"the process that validates images failed: {_checked_text(problem)}")
         case _:
             raise MalformedAnswer("an error without its facts")

@@ -19,7 +19,7 @@ from tests.support.poisonable_child import ENDLESS, GREEDY, LIAR, POISON, SLOW
 from uploads.intake import WRITE_SIZE_BYTES, AcceptedImage, Intake
 from uploads.process.messages import (
     MalformedAnswer,
-    Outcome,
+    AnswerKind,
     Validated,
     pack_answer,
     unpack_answer,
@@ -242,8 +242,8 @@ async def test_cancelled_caller_waits_for_the_end_of_the_work(tmp_path: Path) ->
 # -- answers
 
 
-def error_answer(outcome: Outcome, **facts: object) -> bytes:
-    return (7).to_bytes(8, "little") + bytes([outcome]) + json.dumps(facts).encode()
+def error_answer(kind: AnswerKind, **facts: object) -> bytes:
+    return (7).to_bytes(8, "little") + bytes([kind]) + json.dumps(facts).encode()
 
 
 @pytest.mark.parametrize(
@@ -256,16 +256,16 @@ def error_answer(outcome: Outcome, **facts: object) -> bytes:
         pack_answer(7, Validated(width=1, height=1)) + b"x",
         pack_answer(7, Validated(width=0, height=1)),
         pack_answer(7, Validated(width=MAX_PIXELS, height=2)),
-        error_answer(Outcome.FULL),
-        error_answer(Outcome.FULL, problem=1),
-        error_answer(Outcome.FULL, problem="two\nlines"),
-        error_answer(Outcome.UNAVAILABLE, problem="\x1b[2J"),
-        error_answer(Outcome.UNAVAILABLE, problem="x" * 501),
-        error_answer(Outcome.INVALID, problem="a", cure="b", code="internal_error", truncated=False),
-        error_answer(Outcome.INVALID, problem="a", cure="b", code=["invalid_image"], truncated=False),
-        error_answer(Outcome.INVALID, problem="a", cure="b", code="invalid_image", truncated=1),
-        (7).to_bytes(8, "little") + bytes([Outcome.FULL]) + b"[" * 8000,
-        (7).to_bytes(8, "little") + bytes([Outcome.FULL]) + b"\xff{}",
+        error_answer(AnswerKind.FULL),
+        error_answer(AnswerKind.FULL, problem=1),
+        error_answer(AnswerKind.FULL, problem="two\nlines"),
+        error_answer(AnswerKind.UNAVAILABLE, problem="\x1b[2J"),
+        error_answer(AnswerKind.UNAVAILABLE, problem="x" * 501),
+        error_answer(AnswerKind.INVALID, problem="a", cure="b", code="internal_error", truncated=False),
+        error_answer(AnswerKind.INVALID, problem="a", cure="b", code=["invalid_image"], truncated=False),
+        error_answer(AnswerKind.INVALID, problem="a", cure="b", code="invalid_image", truncated=1),
+        (7).to_bytes(8, "little") + bytes([AnswerKind.FULL]) + b"[" * 8000,
+        (7).to_bytes(8, "little") + bytes([AnswerKind.FULL]) + b"\xff{}",
     ],
 )
 async def test_malformed_answer_is_recognized(answer: bytes) -> None:
