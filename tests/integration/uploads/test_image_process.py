@@ -18,8 +18,8 @@ from tests.support.planted_secrets import PLANTED, find_secrets
 from tests.support.poisonable_child import ENDLESS, GREEDY, LIAR, POISON, SLOW
 from uploads.intake import WRITE_SIZE_BYTES, AcceptedImage, Intake
 from uploads.process.messages import (
-    MalformedAnswer,
     AnswerKind,
+    MalformedAnswer,
     Validated,
     pack_answer,
     unpack_answer,
