@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broker.api.accel import AccelRedirects
 from broker.api.accounts.api_keys import ApiKeyRoutes
 from broker.api.accounts.logins import LoginRoutes
 from broker.api.accounts.me import MeRoutes
@@ -163,6 +164,7 @@ def native_dialect(services: Services, docs: DocsRoutes, cache: TaskCache, versi
         clock=clock,
         images=services.tables.images,
         blobs=services.blobs,
+        accel=AccelRedirects(blobs=services.blobs, prefix=services.settings.accel_prefix.get_secret_value()),
         queries=queries,
         thumbnails=services.thumbnails,
         presenter=services.presenter,

@@ -14,6 +14,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.api.accel import AccelRedirects
 from broker.api.http.blob_responses import BlobResponse
 from broker.api.http.endpoint import (
     ETAG,
@@ -82,6 +83,7 @@ class ImageRoutes:
     images: Images
     blobs: BlobStore
     queries: TaskQueries
+    accel: AccelRedirects
     thumbnails: Thumbnails
     presenter: TaskPresenter
 
@@ -149,6 +151,8 @@ class ImageRoutes:
     async def _send(self, request: Request, image: StoredImage, headers: dict[str, str]) -> Response:
         """Send an image, the requested part of it, or a link into the store if the operator allows links.
 
+        An nginx that can send the file gets its headers; it also finds the requested part.
+
         References are not linked: providers may not follow a redirect.
         """
         if etag_matches(request, headers["etag"]):
@@ -158,6 +162,9 @@ class ImageRoutes:
         start, stop = _requested_range(request, image.size, headers["etag"])
         if start >= stop:
             return Response(status_code=416, headers={**headers, "content-range": f"bytes */{image.size}"})
+        if (uri := self.accel.find_uri(request, image.blob)) is not None:
+            del headers["accept-ranges"]  # nginx adds its own
+            return Response(headers={**headers, "x-accel-redirect": uri})
         is_part = (start, stop) != (0, image.size)
         if is_part:
             headers["content-range"] = f"bytes {start}-{stop - 1}/{image.size}"

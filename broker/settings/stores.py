@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import BeforeValidator, SecretStr, model_validator
+from pydantic import BeforeValidator, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from broker.settings.types import HOST_AND_PORT, env, http_url, matching
@@ -41,6 +41,14 @@ StoreUrl = Annotated[
 ServerName = Annotated[
     str, matching(_SERVER, "use the name or address of the Postgres server alone, or the folder of its socket")
 ]
+AccelPrefix = Annotated[
+    SecretStr,
+    matching(
+        r"/[A-Za-z0-9_\-]{24,128}/",
+        "use the secret name of an internal location of nginx, 24 letters and digits or more between two slashes, like "
+        "/_images_<openssl rand -hex 16>/",
+    ),
+]
 
 
 class StoreSettings(BaseSettings):
@@ -65,7 +73,22 @@ class StoreSettings(BaseSettings):
     s3_session_token: SecretStr | None = env("AWS_SESSION_TOKEN")
     s3_bucket: BucketName = env("MINIO_BUCKET", default="")
     s3_public_url: StoreUrl = env("MINIO_PUBLIC_URL", default="")
+    accel_prefix: AccelPrefix = env("BROKER_ACCEL_PREFIX", default=SecretStr(""))
+    """After the variables that its check reads."""
     data_dir: Path = env("BROKER_DATA_DIR", default=Path("data"))
+
+    @field_validator("accel_prefix")
+    @classmethod
+    def _check_accel_prefix(cls, prefix: SecretStr, others: ValidationInfo) -> SecretStr:
+        """Refuse a prefix where nginx cannot read the images. others: the right values of the fields above."""
+        of = others.data.get
+        if not prefix.get_secret_value():
+            return prefix
+        if _match_bucket(*(of(name, "") for name in ("blob_url", "s3_bucket", "s3_endpoint"))):
+            raise ValueError("nginx cannot read a bucket; remove it, and see BROKER_BLOB_LINKS")
+        if not of("blob_group_read", True):
+            raise ValueError("nginx cannot read the images; set BROKER_BLOB_GROUP_READ=true, too")
+        return prefix
 
     @model_validator(mode="after")
     def _check_bucket(self) -> Self:
@@ -125,8 +148,7 @@ class StoreSettings(BaseSettings):
     @property
     def bucket(self) -> Bucket | None:
         """The bucket of the images, or None for a folder."""
-        named_by_minio = not self.blob_url and self.s3_bucket and self.s3_endpoint
-        match = re.fullmatch(_BUCKET, "s3:" if named_by_minio else self.blob_url)
+        match = _match_bucket(self.blob_url, self.s3_bucket, self.s3_endpoint)
         if match is None:
             return None
         return Bucket(
@@ -167,6 +189,11 @@ class StoreSettings(BaseSettings):
         """Return a copy that keeps everything in a folder, whatever the variables name."""
         places = {"database_url": SecretStr(""), "postgres_host": "", "blob_url": "", "s3_bucket": ""}
         return self.model_copy(update={"data_dir": folder, **places})
+
+
+def _match_bucket(blob_url: str, name: str, endpoint: str) -> re.Match[str] | None:
+    """Match the URL of a bucket. MinIO's variables name one, too: with both and without a URL, their bucket counts."""
+    return re.fullmatch(_BUCKET, "s3:" if not blob_url and name and endpoint else blob_url)
 
 
 def _are(names: Sequence[str]) -> str:

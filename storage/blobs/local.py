@@ -82,6 +82,15 @@ class LocalBlobs:
     async def get_link(self, name: str, seconds: int) -> str | None:
         return None
 
+    def path_below_root(self, name: str) -> str:
+        return self._path_of(name).relative_to(self.root).as_posix()
+
+    def _path_of(self, name: str) -> Path:
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise BlobMissing("image not found")
+        return self._folders.path_of(match[1]) / f"{match[1]}.{match[2]}"
+
     # -- in a thread
 
     def _commit(self, owner: str, file: HashingFile, _: str | None) -> Blob:
@@ -138,10 +147,7 @@ class LocalBlobs:
         os.fsync(descriptor)
 
     def _open(self, name: str, start: int, stop: int | None) -> _LocalReader:
-        match = NAME.fullmatch(name)
-        if match is None:
-            raise BlobMissing("image not found")
-        path = self._folders.path_of(match[1]) / f"{match[1]}.{match[2]}"
+        path = self._path_of(name)
         try:
             file = io.FileIO(path, opener=open_file)
         except OSError as error:

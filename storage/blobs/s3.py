@@ -168,6 +168,9 @@ class S3Blobs:
         valid = timedelta(seconds=max(1, min(seconds, MAX_LINK_SECONDS)))
         return await self.call(partial(obstore.sign, self._calls, "GET", key, valid))
 
+    def path_below_root(self, name: str) -> str | None:
+        return None
+
     async def call(self, work: Callable[[], T], seconds: float | None = None) -> T:
         """Run a call to the store in a thread of the pool, and translate its errors.
 

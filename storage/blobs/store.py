@@ -78,6 +78,12 @@ class BlobStore(Protocol):
         Does not check that the blob exists. A store with links raises `BlobMissing` for an invalid name.
         """
 
+    def path_below_root(self, name: str) -> str | None:
+        """Return the path of a blob below the store's folder, of plain characters; None for a store without a folder.
+
+        Does not check that the blob exists. A store with a folder raises `BlobMissing` for an invalid name.
+        """
+
     async def check(self) -> None:
         """Raise `StorageError` with the cure if nothing can be stored now."""
 

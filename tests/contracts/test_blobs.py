@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import threading
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ import pytest
 
 from storage.blobs.staging import Blob
 from storage.blobs.store import BlobMissing, BlobStore
+from storage.ids import new_task_id
 from tests.contracts.blob_stores import STORES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
@@ -131,6 +133,13 @@ async def test_media_type_does_not_change_the_name(blobs: BlobStore) -> None:
 async def test_links_are_off_by_default(blobs: BlobStore) -> None:
     """A link works for anyone who has it."""
     assert await blobs.get_link((await keep(blobs, "task_1", b"x")).name, 60) is None
+
+
+async def test_path_of_a_blob_is_plain_and_below_the_folder(blobs: BlobStore) -> None:
+    """For a server that sends files of the folder; a bucket has none."""
+    for owner in ("task_1", "A" * 80, new_task_id(1.8e9)):
+        path = blobs.path_below_root((await keep(blobs, owner, b"x")).name)
+        assert path is None or re.fullmatch(r"[A-Za-z0-9_]+/[A-Za-z0-9_]+/[A-Za-z0-9_]+\.[0-9a-f]{64}", path)
 
 
 async def test_bytes_in_memory_are_stored_after_their_check(blobs: BlobStore) -> None:

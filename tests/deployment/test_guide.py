@@ -27,7 +27,7 @@ def test_guide_names_only_commands_that_exist() -> None:
 
 
 def test_guide_names_only_files_and_services_that_exist() -> None:
-    assert all((ROOT / path).exists() for path in re.findall(r"\bdeploy/[\w.]+\w", GUIDE))
+    assert all((ROOT / path).exists() for path in re.findall(r"\bdeploy/[\w.-]+\w", GUIDE))
     links = re.findall(r"\]\(([^)]+)\)", GUIDE)
     assert links
     assert all((ROOT / "docs" / link).exists() for link in links)

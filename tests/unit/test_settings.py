@@ -262,3 +262,47 @@ def test_secret_values_are_those_of_every_package_and_passwords_in_addresses() -
     own = {"secret-of-the-broker", signing_key, "access-key", "bucket-key"}
     assert settings.secret_values() == providers | callers | own | {"pass word", "in-the-query", "other"}
     assert load_settings(isolated=True).secret_values() == frozenset()
+
+
+ACCEL = f"/_images_{'5e' * 16}/"
+
+
+def test_location_of_nginx_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKER_ACCEL_PREFIX", ACCEL)
+    monkeypatch.setenv("BROKER_BLOB_GROUP_READ", "true")
+    settings = load_settings()
+    assert settings.accel_prefix.get_secret_value() == ACCEL
+    assert ACCEL in settings.secret_values()
+    assert "5e5e" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["_images_", "/", "/_images/", ACCEL[:-1], ACCEL[1:], f"{ACCEL}../", f"/..{ACCEL}", f"{ACCEL}\n", ACCEL * 2],
+)
+def test_wrong_location_of_nginx_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("BROKER_ACCEL_PREFIX", value)
+    monkeypatch.setenv("BROKER_BLOB_GROUP_READ", "true")
+    with pytest.raises(SettingsError, match=r"BROKER_ACCEL_PREFIX is wrong .*between two slashes"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variables", "cure"),
+    [
+        ({}, "set BROKER_BLOB_GROUP_READ=true"),
+        ({"BROKER_BLOB_GROUP_READ": "true", "BROKER_BLOB_URL": "s3://images"}, "BROKER_BLOB_LINKS"),
+        (
+            {"BROKER_BLOB_GROUP_READ": "true", "MINIO_ENDPOINT": "localhost:9000", "MINIO_BUCKET": "images"},
+            "BROKER_BLOB_LINKS",
+        ),
+    ],
+)
+def test_location_of_nginx_needs_a_folder_that_it_can_read(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], cure: str
+) -> None:
+    monkeypatch.setenv("BROKER_ACCEL_PREFIX", ACCEL)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"BROKER_ACCEL_PREFIX is wrong .*{cure}"):
+        load_settings()

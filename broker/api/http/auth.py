@@ -234,6 +234,11 @@ def is_forwarded(request: HTTPConnection) -> bool:
     return _is_of_proxy("\n".join(header_table(request.scope)))
 
 
+def is_from_own_proxy(request: HTTPConnection) -> bool:
+    """Return whether a proxy or a tunnel has sent a request on, from an address of our own network."""
+    return is_forwarded(request) and is_private_host(str((request.scope.get("client") or ("",))[0]))
+
+
 @lru_cache(maxsize=64)  # clients send the same headers with each request
 def _is_of_proxy(names: str) -> bool:
     return _FORWARDED.search(names) is not None
