@@ -78,15 +78,20 @@ def salvage_settings(*, env_file: Path | None = Path(".env")) -> SalvagedSetting
 
 
 def database_for(
-    settings: Settings, *, spends_reserve: bool = False, retry_seconds: float | None = None
+    settings: Settings,
+    *,
+    spends_reserve: bool = False,
+    own_process: bool = False,
+    retry_seconds: float | None = None,
 ) -> AbstractAsyncContextManager[Database]:
     """Return the database of DATABASE_URL, not yet opened.
 
-    spends_reserve: see `SqliteDatabase`; on Postgres it changes nothing. retry_seconds: see `PostgresDatabase`.
+    spends_reserve, own_process: see `SqliteDatabase`; on Postgres they change nothing. retry_seconds: see
+    `PostgresDatabase`.
     """
     url = settings.database
     if url.startswith("sqlite:"):
-        return SqliteDatabase(sqlite_path(url), spends_reserve=spends_reserve)
+        return SqliteDatabase(sqlite_path(url), spends_reserve=spends_reserve, own_process=own_process)
     try:
         from storage.sql.postgres import RETRY_SECONDS, PostgresDatabase
     except ImportError:
@@ -97,6 +102,11 @@ def database_for(
         connections=settings.database_connections,
         retry_seconds=retry_seconds or RETRY_SECONDS,
     )
+
+
+def serving_database(settings: Settings) -> AbstractAsyncContextManager[Database]:
+    """Return the database for a process that serves requests or works on tasks, not yet opened."""
+    return database_for(settings, own_process=True)
 
 
 def missing_database_file(settings: Settings) -> Path | None:

@@ -25,10 +25,9 @@ from broker.logs import log
 from broker.metrics import Metrics
 from storage.blobs.staging import Blob, Draft
 from storage.blobs.store import BlobMissing, BlobStore
-from storage.errors import StorageError
+from storage.errors import Stale, StorageError
 from storage.ids import new_image_name
 from storage.images import Images, Kind, StoredImage
-from storage.sql.database import Stale
 from storage.tasks import Tasks
 from uploads.thumbnails import (
     THUMBNAIL_SIZES,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from storage.sql.database import Database, Stale, Statement
+from storage.errors import Stale
+from storage.sql.database import Database, Statement
 from storage.sql.pages import fetch_page
 from storage.sql.rows import SqlList, fetch_as, fetch_one_as, from_row, in_clause, insert_row, set_clause
 from storage.tasks import DUE_CHANNEL, Lease

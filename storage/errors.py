@@ -21,3 +21,7 @@ class NoSuchTable(StorageError):
 
 class ForeignTables(StorageError):
     """The database belongs to another program, which has tables of the same names. Cure: a database of its own."""
+
+
+class Stale(Exception):
+    """A statement with `must_change` changed nothing, because the row had changed; the transaction is undone."""

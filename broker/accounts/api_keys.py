@@ -12,8 +12,9 @@ from broker.errors import ApiError
 from broker.logs import log
 from storage.accounts.api_keys import ApiKey, ApiKeys, ListedKey
 from storage.accounts.users import User
+from storage.errors import Stale
 from storage.ids import API_KEY_ID, new_api_key_id
-from storage.sql.database import Database, Stale
+from storage.sql.database import Database
 from storage.sql.scope import EVERYTHING, Scope
 
 MAX_NAME_CHARS: Final = 64

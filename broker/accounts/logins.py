@@ -21,8 +21,9 @@ from broker.logs import log
 from broker.metrics import Metrics
 from storage.accounts.sessions import FoundSecret, SecretKind, Session, SessionKind, Sessions, SessionSecret
 from storage.accounts.users import User, Users
+from storage.errors import Stale
 from storage.ids import new_session_id
-from storage.sql.database import Database, Stale, Statement
+from storage.sql.database import Database, Statement
 
 SESSION_SECONDS: Final = 30 * 86_400.0
 """A session ends after so long, however much it is used."""

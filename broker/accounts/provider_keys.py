@@ -14,9 +14,9 @@ from broker.clock import Clock
 from broker.errors import ApiError, SettingsError
 from broker.logs import log
 from storage.accounts.provider_keys import ProviderKey, ProviderKeys
+from storage.errors import Stale
 from storage.ids import new_account_name, new_provider_key_id
 from storage.limits.rate_limits import RateLimits
-from storage.sql.database import Stale
 from storage.sql.scope import is_private
 from storage.tasks import DUE_CHANNEL
 

@@ -30,7 +30,8 @@ from typing import Final
 from broker.clock import Clock
 from broker.errors import ApiError
 from storage.accounts.login_attempts import Allowance, LoginAttemptCounts, LoginAttempts, LoginClients, SeriesRule
-from storage.sql.database import Stale, Statement
+from storage.errors import Stale
+from storage.sql.database import Statement
 
 SERIES: Final = SeriesRule(free_attempts=10, first_pause=1.0, max_pause=60.0, kept_seconds=86_400.0)
 """A program may log in several times at once."""

@@ -17,8 +17,9 @@ from storage.accounts.api_keys import ApiKeys
 from storage.accounts.login_attempts import LoginClients
 from storage.accounts.sessions import Sessions
 from storage.accounts.users import User, Users
+from storage.errors import Stale
 from storage.ids import new_user_id
-from storage.sql.database import Database, Stale, Statement
+from storage.sql.database import Database, Statement
 
 
 @dataclass(frozen=True, kw_only=True)

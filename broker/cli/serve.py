@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from broker import logs
-from broker.bootstrap import load_settings, open_services
+from broker.bootstrap import load_settings, open_services, serving_database
 from broker.callbacks.public_url import is_private_url
 from broker.cli import TERMINATION_SIGNALS
 from broker.cli.console import print_line, print_note
@@ -119,7 +119,7 @@ def run_worker() -> int:
 async def _work(settings: Settings) -> None:
     with anyio.open_signal_receiver(*TERMINATION_SIGNALS) as signals:
         async with (
-            open_services(settings, isolates_images=True) as services,
+            open_services(settings, isolates_images=True, open_database=serving_database) as services,
             services.url_monitor.run(),
             services.conversation_parts.keeper.run(),
             anyio.create_task_group() as tasks,

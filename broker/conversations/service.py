@@ -20,10 +20,10 @@ from broker.tasks.pins import too_many_pins
 from storage.accounts.owner_locks import lock_owner_account
 from storage.conversations.conversations import Conversations, StoredConversation
 from storage.conversations.turns import NewTurn, StoredTurn, Turns, TurnTask
-from storage.errors import StorageError
+from storage.errors import Stale, StorageError
 from storage.ids import CONVERSATION_ID, TASK_ID, TURN_ID, new_conversation_id, new_turn_id, reference_owner
 from storage.images import Images, StoredImage
-from storage.sql.database import Stale, Statement
+from storage.sql.database import Statement
 from storage.sql.scope import EVERYTHING, Scope
 from storage.tasks import Task
 

@@ -20,7 +20,7 @@ from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
 from broker.notifications.formats.base import WebhookFormat
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
-from storage.sql.database import Stale
+from storage.errors import Stale
 from storage.tasks import Lease
 from webhooks import retry_policy
 from webhooks.retry_policy import NextStep, ReceiverResponse

@@ -18,12 +18,12 @@ from broker.metrics import Metrics
 from broker.net.fetcher import Fetcher
 from broker.ordering.quotas import OwnerQuotas
 from storage.blobs.store import BlobMissing, BlobReader, BlobStore
-from storage.errors import StorageError
+from storage.errors import Stale, StorageError
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.ids import new_file_id, new_file_owner, new_upload_id, new_upload_owner
 from storage.limits.owner_usage import OwnerUse, counted_bytes
-from storage.sql.database import Database, Stale, Statement
+from storage.sql.database import Database, Statement
 from uploads.intake import Intake
 from uploads.structure import InvalidImage
 

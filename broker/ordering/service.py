@@ -40,11 +40,11 @@ from broker.tasks.policy import TaskPolicy
 from broker.tasks.queries import TaskQueries
 from broker.tasks.steps.arrivals import Arrival, Arrivals
 from storage.batches import Batches
-from storage.errors import StorageError
+from storage.errors import Stale, StorageError
 from storage.idempotency import IdempotencyRecord
 from storage.ids import is_own_account, new_batch_id, provider_of, reference_owner
 from storage.images import Images, StoredImage
-from storage.sql.database import Database, Stale, Statement
+from storage.sql.database import Database, Statement
 from storage.sql.scope import Scope
 from storage.states import LATE_RESULT_STATES, TaskState
 from storage.tasks import Task, Tasks

@@ -22,10 +22,11 @@ from broker.metrics import Metrics
 from broker.tasks import lifecycle
 from broker.tasks.policy import TaskPolicy
 from storage.blobs.store import BlobStore
+from storage.errors import Stale
 from storage.files.resumable_uploads import ResumableUploads
 from storage.files.uploaded_files import UploadedFiles
 from storage.ids import reference_owner
-from storage.sql.database import Stale, Statement
+from storage.sql.database import Statement
 from storage.sql.migrate import created_at
 from storage.sql.rows import SqlList, in_clause
 from storage.states import RETAINED_STATES, TaskState

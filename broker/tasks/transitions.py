@@ -23,10 +23,11 @@ from broker.tasks.policy import TaskPolicy
 from broker.tasks.routing import Router
 from broker.tasks.running import MAX_SLEEP_SECONDS, NextSteps
 from storage.attempts import Attempt, Attempts
+from storage.errors import Stale
 from storage.ids import provider_of
 from storage.images import Images, StoredImage
 from storage.limits.settlement import settle_task
-from storage.sql.database import Stale, Statement
+from storage.sql.database import Statement
 from storage.sql.rows import changed_row
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks, task_channel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.sql.database import Database, Stale, Statement
+from storage.errors import Stale
+from storage.sql.database import Database, Statement
 from storage.sql.rows import fetch_as, fetch_one_as
 from storage.sql.scope import Scope
 

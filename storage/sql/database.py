@@ -15,10 +15,6 @@ Row = Mapping[str, Any]
 _NO_PARAMS: Final[Mapping[str, Any]] = {}
 
 
-class Stale(Exception):
-    """A statement with `must_change` changed nothing, because the row had changed; the transaction is undone."""
-
-
 class Statement(NamedTuple):
     """One SQL statement with `:name` parameters; a tuple, which is made in a third of the time of a frozen dataclass.
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from storage.sql.sqlite_errors import storage_error
-
-READ_VERSION: Final = "PRAGMA data_version"
+from storage.sql.writer.row_recorder import READ_VERSION
 
 
 class InlineReader:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-from storage.errors import ForeignTables, NoSuchTable, StorageError
-from storage.sql.database import Database, Stale, Statement
+from storage.errors import ForeignTables, NoSuchTable, Stale, StorageError
+from storage.sql.database import Database, Statement
 
 _TABLE: Final = """CREATE TABLE IF NOT EXISTS migrations
     (number BIGINT PRIMARY KEY, name TEXT NOT NULL, ran_at DOUBLE PRECISION NOT NULL)"""

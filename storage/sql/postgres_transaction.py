@@ -11,7 +11,8 @@ from typing import Any
 
 import asyncpg
 
-from storage.sql.database import Outcome, Stale, Statement, to_dicts
+from storage.errors import Stale
+from storage.sql.database import Outcome, Statement, to_dicts
 from storage.sql.postgres_errors import BROKEN
 from storage.sql.postgres_pool import Connection
 

@@ -4,24 +4,21 @@ A trigger of the only writing connection records each row that a statement of th
 that is, and the event loop gets the ids before the writer's caller gets its result. Commits of other processes show in
 `PRAGMA data_version`, which names no rows. The writer reads it inside each transaction, when no other process can
 commit, and once more a moment after the last one. The reader looks after each commit of this process, and once per turn
-of the event loop when it is asked; what it cannot tell from a commit of this process, the writer finds. Neither looks
-while there is no question for many commits; the next one is answered as if another process had committed.
+of the event loop when it is asked; what it cannot tell from a commit of this process, the writer finds. It does not
+look while there is no question for many commits; the next one is answered as if another process had committed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from storage.sql.inline_reader import READ_VERSION, InlineReader
-
-RECORD_FUNCTION: Final = "record_changed_row"
+from storage.sql.inline_reader import InlineReader
 
 MAX_UNASKED: Final = 16
-"""Commits after a question with a look each: it takes the interpreter from the thread that has just committed."""
+"""Commits after a question with a look each."""
 
 Listener = Callable[[Collection[str]], None]
 
@@ -34,58 +31,19 @@ class ChangedRows:
     is_foreign: bool
 
 
-class RowRecorder:
-    """The part in the thread of the writer. `begun` and `finished` count its transactions, and are read by the loop."""
+@dataclass
+class GroupCounts:
+    """Groups of writes that the event loop has handed to the writer, and those of them that were reported."""
 
-    def __init__(self) -> None:
-        self.begun = 0
-        self.finished = 0
-        self.is_looking = False
-        """Set by the loop: a question came lately."""
-        self._ids: set[str] = set()
-        self._version = -1
-        self._is_foreign = False
-
-    def attach(self, connection: sqlite3.Connection) -> None:
-        """Define the function that the trigger calls."""
-        connection.create_function(RECORD_FUNCTION, 1, self._ids.add)
-        self._cursor = connection.cursor()
-        self._cursor.row_factory = None
-        self._version = self._read_version()
-
-    def begin(self) -> None:
-        """Note that a transaction has begun and no other process can commit until it ends."""
-        self.begun += 1
-        if self.is_looking:
-            self.look()
-
-    def finish(self) -> None:
-        self.finished += 1
-
-    def look(self) -> bool:
-        """Note commits of other processes; return whether there are any to report."""
-        version = self._read_version()
-        self._is_foreign = self._is_foreign or version != self._version
-        self._version = version
-        return self._is_foreign
-
-    def _read_version(self) -> int:
-        version: int = next(self._cursor.execute(READ_VERSION))[0]
-        return version
-
-    def take(self) -> ChangedRows:
-        """Return what was recorded since the last call, undone changes included."""
-        changed = ChangedRows(frozenset(self._ids), self._is_foreign)
-        self._ids.clear()
-        self._is_foreign = False
-        return changed
+    begun: int = 0
+    finished: int = 0
 
 
 class RowChanges:
-    """The part in the event loop. reader: a connection that does not write."""
+    """The part in the event loop. reader: a connection that does not write. groups: counted by the writer's part."""
 
-    def __init__(self, recorder: RowRecorder, reader: InlineReader) -> None:
-        self._recorder = recorder
+    def __init__(self, groups: GroupCounts, reader: InlineReader) -> None:
+        self._groups = groups
         self._reader = reader
         self._listeners: list[Listener] = []
         self._epoch = 0
@@ -104,8 +62,6 @@ class RowChanges:
         self._unasked += 1
         if self._unasked <= MAX_UNASKED:
             self._look()
-        else:
-            self._recorder.is_looking = False
         self._epoch += changed.is_foreign
         if changed.ids:
             for listener in self._listeners:
@@ -119,8 +75,8 @@ class RowChanges:
         if not self._has_looked:
             self._has_looked = True
             asyncio.get_running_loop().call_soon(self._end_turn)
-            self._epoch += not self._recorder.is_looking  # another process may have committed since the last look
-            self._recorder.is_looking, self._unasked = True, 0
+            self._epoch += self._unasked > MAX_UNASKED  # another process may have committed since the last look
+            self._unasked = 0
             self._look()
         return self._epoch
 
@@ -128,20 +84,9 @@ class RowChanges:
         self._has_looked = False
 
     def _look(self) -> None:
-        finished = self._recorder.finished  # before the version, which has all of these
         version = self._reader.read_version()
         if version != self._version or version is None:
             self._version = version
             # since the last look no transaction of this process can have ended
-            self._epoch += self._recorder.begun == self._finished
-        self._finished = finished
-
-
-def trigger_statements(table: str, columns: Collection[str]) -> tuple[str, ...]:
-    """Return the statements by which the writing connection records changes of these columns, and deletions."""
-    names = ", ".join(f'"{name}"' for name in columns)
-    record = f"BEGIN SELECT {RECORD_FUNCTION}(OLD.id); END"
-    return (
-        f"CREATE TEMP TRIGGER IF NOT EXISTS {table}_updated AFTER UPDATE OF {names} ON {table} {record}",
-        f"CREATE TEMP TRIGGER IF NOT EXISTS {table}_deleted AFTER DELETE ON {table} {record}",
-    )
+            self._epoch += self._groups.begun == self._finished
+        self._finished = self._groups.finished

@@ -14,51 +14,46 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import aiosqlite
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Row, Statement, to_dicts
 from storage.sql.inline_reader import InlineReader
 from storage.sql.integrity import IntegrityCheck
 from storage.sql.pubsub import LocalChannels, Subscription
-from storage.sql.row_changes import ChangedRows, RowChanges, trigger_statements
-from storage.sql.sqlite_errors import find_cure, is_busy, storage_error
-from storage.sql.writer.group_commit import CHECKPOINT_PAGES, GroupCommitWriter
-
-WAL_LIMIT_BYTES: Final = 64 * 2**20
-MAX_OPEN_ATTEMPTS: Final = 50
-OPEN_RETRY_SECONDS: Final = 0.1
-
-ALL_PRAGMAS: Final = "PRAGMA busy_timeout=5000; PRAGMA mmap_size=0;"
-WRITER_PRAGMAS: Final = f"""PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
-    PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}; PRAGMA journal_size_limit={WAL_LIMIT_BYTES}; PRAGMA temp_store=MEMORY;
-    SELECT 1 FROM sqlite_schema;"""  # reading creates the log
-READER_PRAGMAS: Final = "PRAGMA query_only=ON; PRAGMA cache_size=-65536;"
-REPORT_PRAGMAS: Final = "PRAGMA query_only=ON; PRAGMA cache_size=-32768;"
+from storage.sql.row_changes import ChangedRows, RowChanges
+from storage.sql.sqlite_errors import find_cure, storage_error
+from storage.sql.writer.connections import READER_PRAGMAS, REPORT_PRAGMAS, open_connection
+from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.sql.writer.group_writer import GroupWriter
+from storage.sql.writer.hosts import WriterProcess, WriterThread
+from storage.sql.writer.row_recorder import trigger_statements
+from storage.sql.writer.thread_turns import ThreadTurns
 
 
 class SqliteDatabase:
     """Database in one file. `async with SqliteDatabase(path)` opens it.
 
     spends_reserve: every write may use the disk space that is kept for outcomes; for a process that frees space.
+    own_process: writes are done by a child process, not by a thread, which would fight with a busy event loop for the
+    GIL. It costs the memory of a process.
     """
 
     skip_locked = ""
     exclusive = "SELECT 1 AS alone"  # there is one writer at a time anyway
 
-    def __init__(self, path: Path, *, spends_reserve: bool = False) -> None:
+    def __init__(self, path: Path, *, spends_reserve: bool = False, own_process: bool = False) -> None:
         self.path = path
         self._channels = LocalChannels()
-        self._writer = GroupCommitWriter(
-            path,
-            partial(open_connection, path, WRITER_PRAGMAS),
-            on_changes=self._report_changes,
-            notify=self._channels.notify,
-            spends_reserve=spends_reserve,
+        host = (
+            WriterProcess(path, spends_reserve=spends_reserve)
+            if own_process
+            else WriterThread(GroupWriter(path, spends_reserve=spends_reserve))
         )
+        self._writer = GroupCommitWriter(host, on_changes=self._report_changes, notify=self._channels.notify)
+        self._turns = ThreadTurns()
         self._integrity = IntegrityCheck(path, on_damage=self._writer.refuse)
         self._changes: RowChanges | None = None
         self._closed = False
@@ -84,13 +79,11 @@ class SqliteDatabase:
         await self.close()
 
     async def fetch(self, sql: str, **params: Any) -> list[Row]:
-        self._writer.turns.begin(asyncio.get_running_loop())
         try:
-            return to_dicts(list(await self._reader.execute_fetchall(sql, params)))
+            with self._turns.awaited():
+                return to_dicts(list(await self._reader.execute_fetchall(sql, params)))
         except sqlite3.Error as error:
             raise storage_error(error) from error
-        finally:
-            self._writer.turns.end()
 
     async def fetch_report(self, sql: str, **params: Any) -> list[Row]:
         """Read with a connection for this query alone: few ask for reports, and an open one costs a thread."""
@@ -130,8 +123,11 @@ class SqliteDatabase:
     async def track_changes(self, table: str, *, but: Collection[str]) -> RowChanges | None:
         rows = await self.fetch("SELECT name FROM pragma_table_info(:table)", table=table)
         columns = [row["name"] for row in rows if row["name"] not in but]
-        await self.transact(*(Statement(sql=sql) for sql in trigger_statements(table, columns)))
-        self._changes = RowChanges(self._writer.recorder, self._inline)
+        try:
+            await self._writer.install(trigger_statements(table, columns))
+        except sqlite3.Error as error:
+            raise storage_error(error) from error
+        self._changes = RowChanges(self._writer.counts, self._inline)
         return self._changes
 
     def _report_changes(self, changed: ChangedRows) -> None:
@@ -169,34 +165,6 @@ class SqliteDatabase:
         self._closed = True
         await self._integrity.stop()
         await self._opened.aclose()
-
-
-def open_connection(path: Path, pragmas: str) -> sqlite3.Connection:
-    """Return a connection in autocommit mode: transactions begin and end where we say so."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    connection.row_factory = sqlite3.Row
-    connection.create_function("lower", 1, _lower, deterministic=True)  # its own knows no letters outside ASCII
-    try:
-        _run_pragmas(connection, f"{ALL_PRAGMAS} {pragmas}")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-@retry(
-    retry=retry_if_exception(is_busy),
-    stop=stop_after_attempt(MAX_OPEN_ATTEMPTS),
-    wait=wait_fixed(OPEN_RETRY_SECONDS),
-    reraise=True,
-)
-def _run_pragmas(connection: sqlite3.Connection, pragmas: str) -> None:
-    """Retry while another process switches the file to WAL: busy_timeout does not cover that."""
-    connection.executescript(pragmas)
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
 
 
 def sqlite_path(url: str) -> Path:

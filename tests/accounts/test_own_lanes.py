@@ -17,9 +17,9 @@ from broker.tasks.accounts.lanes import PAUSE_SECONDS, Lanes
 from broker.tasks.running import ACCOUNT_CONCURRENCY, OWN_CONCURRENCY, RunningStep, RunningSteps, SlotUse
 from storage.accounts.provider_keys import ProviderKey, ProviderKeys
 from storage.attempts import Attempt
+from storage.errors import Stale
 from storage.ids import new_provider_key_id
 from storage.limits.provider_limits import AccountLimits, ProviderLimits
-from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
 from storage.states import TaskState
 from storage.task_queue import TaskQueue

@@ -10,8 +10,8 @@ import pytest
 
 from broker.bootstrap import open_services
 from storage.attempts import Attempt
+from storage.errors import Stale
 from storage.limits.provider_limits import AccountLimits
-from storage.sql.database import Stale
 from storage.sql.rows import insert_row
 from storage.states import TaskState
 from tests.support.api import ApiBroker, open_api

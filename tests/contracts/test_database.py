@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import ForeignTables, StorageError
+from storage.errors import ForeignTables, Stale, StorageError
 from storage.limits.rate_limits import RateLimits
-from storage.sql.database import Database, Outcome, Stale, Statement
+from storage.sql.database import Database, Outcome, Statement
 from storage.sql.migrate import load_migrations, upgrade_schema
 from storage.sql.rows import insert_row
 from tests.contracts.databases import DATABASES

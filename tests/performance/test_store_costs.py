@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import pytest
 
-from storage.sql.database import Outcome, Stale, Statement, to_dicts
+from storage.errors import Stale
+from storage.sql.database import Outcome, Statement, to_dicts
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns

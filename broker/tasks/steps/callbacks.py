@@ -16,7 +16,8 @@ from broker.tasks.lifecycle import LEARNED_BY_CALLBACK
 from broker.tasks.running import NextSteps, RunningStep, RunningSteps
 from broker.tasks.transitions import Transitions
 from storage.callbacks import StoredCallback
-from storage.sql.database import Stale, Statement
+from storage.errors import Stale
+from storage.sql.database import Statement
 from storage.sql.rows import changed_row
 from storage.states import TaskState
 from storage.tables import Tables

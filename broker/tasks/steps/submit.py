@@ -22,10 +22,10 @@ from broker.tasks.result_sink import SinkFactory, sink_failure
 from broker.tasks.submissions import SubmissionQueue, account_limits, decide_cooldown
 from broker.tasks.transitions import Transitions
 from storage.attempts import Attempt
-from storage.errors import StorageError
+from storage.errors import Stale, StorageError
 from storage.ids import is_own_account, provider_of
 from storage.limits.provider_limits import SET_ASIDE_REASONS, ProviderLimits
-from storage.sql.database import Stale, Statement
+from storage.sql.database import Statement
 from storage.sql.rows import changed_row, new_row
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Task

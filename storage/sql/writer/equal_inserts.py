@@ -1,7 +1,7 @@
 """Equal inserts of several writes, run as few statements of many rows.
 
-A statement opens each index of its table again, and gives the GIL away five times: beside a busy event
-loop that costs a task as much as its row. Sixteen rows are inserted in two thirds of the time of sixteen statements.
+A statement opens each index of its table again: sixteen rows are inserted in two thirds of the time of sixteen
+statements.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from storage.sql.database import Statement
+from storage.sql.writer.groups import PlainStatement
 
 ROWS: Final = (16, 4, 1)
 """Rows of one statement, so that there are few texts: each is compiled once and kept."""
@@ -22,21 +22,21 @@ MIN_WRITES: Final = 4
 """Fewer are not worth it."""
 
 
-def shape_of(statements: Sequence[Statement]) -> tuple[str, ...]:
+def shape_of(statements: Sequence[PlainStatement]) -> tuple[str, ...]:
     """Return the texts of a transaction of inserts, which runs together with its like; empty for any other."""
-    texts = tuple([one.sql for one in statements if one.row])
+    texts = tuple([sql for sql, _, _, _, row in statements if row])
     return texts if len(texts) == len(statements) else ()
 
 
-def insert_together(connection: sqlite3.Connection, statements: Sequence[Statement]) -> bool:
+def insert_together(connection: sqlite3.Connection, statements: Sequence[PlainStatement]) -> bool:
     """Run statements of one text; return whether each has changed a row."""
-    text = statements[0].sql
+    text = statements[0][0]
     start, changed = 0, 0
     for size in ROWS:
         while len(statements) - start >= size:
             values: list[Any] = []
-            for statement in statements[start : start + size]:
-                values += statement.row
+            for _, _, _, _, row in statements[start : start + size]:
+                values += row
             changed += connection.execute(text_of_rows(text, size), values).rowcount
             start += size
     return changed == len(statements)

@@ -5,21 +5,31 @@ A removed file stays readable and writable for the process that has it open, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from storage.errors import DatabaseReplaced
 
+FileIdentity: TypeAlias = tuple[int, int] | None
+"""Device and inode; None for no file."""
+
 
 class OpenedFiles:
-    """Device and inode of files, taken right after they were opened."""
+    """Files, and the identities that they had right after they were opened."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._identities = {path: _identity(path) for path in paths}
+    def __init__(self, identities: Mapping[str, FileIdentity]) -> None:
+        """identities: by path."""
+        self.identities = identities
+
+    @classmethod
+    def now(cls, paths: Iterable[Path]) -> OpenedFiles:
+        return cls({str(path): _identity(path) for path in paths})
 
     def check(self) -> None:
         """Raise `DatabaseReplaced` with the cure unless each path leads to the file that was opened."""
-        for path, identity in self._identities.items():
+        for name, identity in self.identities.items():
+            path = Path(name)
             if _identity(path) != identity:
                 raise DatabaseReplaced(
                     f"the file {path.name} of the database was removed or replaced while the broker runs, so nothing "
@@ -27,7 +37,7 @@ class OpenedFiles:
                 )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> FileIdentity:
     try:
         status = path.stat()
     except OSError:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from anyio import to_thread
 
-from storage.sql.database import Stale
+from storage.errors import Stale
 from storage.states import TaskState
 from tests.benchmarks.engines.measuring import Child, Side, cut, ms, say, table
 from tests.benchmarks.support.client import connected

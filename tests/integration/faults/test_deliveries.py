@@ -25,9 +25,9 @@ from broker.settings import Settings
 from broker.tasks import lifecycle
 from broker.tasks.lifecycle import Changes, DownloadFailure
 from storage.deliveries import Deliveries, Delivery, DeliveryStatus
-from storage.errors import StorageError
+from storage.errors import Stale, StorageError
 from storage.images import StoredImage
-from storage.sql.database import Outcome, Stale, Statement
+from storage.sql.database import Outcome, Statement
 from storage.sql.scope import EVERYTHING
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.states import TaskState

@@ -19,8 +19,8 @@ from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from broker.settings import Settings
 from storage.attempts import Attempts
-from storage.errors import StorageError
-from storage.sql.database import Stale, Statement
+from storage.errors import Stale, StorageError
+from storage.sql.database import Statement
 from storage.sql.migrate import SchemaTooNew, load_migrations, missing_migrations, upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.states import TaskState

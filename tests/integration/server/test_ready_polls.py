@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.types import Scope
 
 from broker.api.http.endpoint import EndpointRoute, EndpointRouter
-from storage.sql.writer.group_commit import LAST_LOOK_SECONDS
+from storage.sql.writer.group_writer import LAST_LOOK_SECONDS
 from storage.states import TaskState
 from storage.tasks import Task
 from tests.support.api import ApiBroker, open_api, png

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
+from storage.errors import Stale
 from storage.ledger import SECONDS_PER_DAY
 from storage.limits.budgets import Budgets, day_of, to_micros
 from storage.limits.settlement import settle_task
-from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.sqlite import SqliteDatabase

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
+from storage.errors import Stale
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.ids import reference_owner
@@ -19,7 +20,7 @@ from storage.limits.budgets import Budgets
 from storage.limits.owner_usage import MIN_STORED_BYTES, OwnerLimits, OwnerUsage, OwnerUse
 from storage.limits.rate_limits import RateLimits
 from storage.limits.settlement import settle_task
-from storage.sql.database import Stale, Statement
+from storage.sql.database import Statement
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
 from tests.integration.storage.test_budgets import DOLLAR, SETTLEMENTS, an_attempt, processes

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from storage.sql.database import Stale, Statement
+from storage.errors import Stale
+from storage.sql.database import Statement
 from storage.sql.inline_reader import InlineReader
 from storage.sql.row_changes import MAX_UNASKED, ChangedRows, RowChanges, RowRecorder
 from storage.sql.sqlite import SqliteDatabase
-from storage.sql.writer.group_commit import LAST_LOOK_SECONDS
+from storage.sql.writer.group_writer import LAST_LOOK_SECONDS
 
 pytestmark = pytest.mark.anyio
 

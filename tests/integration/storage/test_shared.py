@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from storage.cluster_state import ClusterState, PeriodicJobs
+from storage.errors import Stale
 from storage.limits.rate_limits import RateLimits
-from storage.sql.database import Stale
 from storage.sql.migrate import upgrade_schema
 from tests.contracts.databases import DATABASES
 

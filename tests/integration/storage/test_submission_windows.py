@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from storage.attempts import Attempt
+from storage.errors import Stale
 from storage.limits.provider_limits import WINDOW_SECONDS, AccountLimits, ProviderLimits
-from storage.sql.database import Database, Stale
+from storage.sql.database import Database
 from storage.sql.migrate import upgrade_schema
 from storage.sql.rows import insert_row
 from storage.sql.sqlite import SqliteDatabase

@@ -22,6 +22,7 @@ from storage.callbacks import Callbacks, StoredCallback
 from storage.conversations.conversations import Conversations, StoredConversation
 from storage.conversations.turns import NewTurn, Turns
 from storage.deliveries import Deliveries, Delivery, DeliveryAttempt, DeliveryStatus
+from storage.errors import Stale
 from storage.files.resumable_uploads import ResumableUpload, ResumableUploads
 from storage.files.uploaded_files import UploadedFile, UploadedFiles
 from storage.idempotency import IdempotencyRecord, IdempotencyRecords
@@ -33,7 +34,7 @@ from storage.limits.provider_limits import AccountLimits, AccountLoad, ProviderL
 from storage.limits.rate_limits import RateLimits
 from storage.limits.settlement import settle_task
 from storage.lists.newest_tasks import NewestTasks
-from storage.sql.database import Database, Outcome, Row, Stale, Statement
+from storage.sql.database import Database, Outcome, Row, Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.postgres_transaction import parameter_values, to_postgres
