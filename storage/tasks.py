@@ -234,7 +234,7 @@ class Tasks:
     async def claim(self, state: TaskState, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease up to `limit` tasks whose next step in this state is due, the most overdue first."""
         which = "state = :state AND due_at <= :now ORDER BY due_at"
-        return await self._claim_rows(which, state=state, now=now, lease=lease, limit=limit)
+        return await self._claim_rows(which, state=state.value, now=now, lease=lease, limit=limit)
 
     async def claim_overdue(self, *, now: float, lease: Lease, limit: int) -> list[Task]:
         """Lease queued tasks whose deadline is over."""

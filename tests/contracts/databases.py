@@ -22,9 +22,15 @@ async def sqlite(_: pytest.FixtureRequest, folder: Path) -> Opened:
     return SqliteDatabase(folder / "broker.db")
 
 
+async def sqlite_in_process(_: pytest.FixtureRequest, folder: Path) -> Opened:
+    return SqliteDatabase(folder / "broker.db", own_process=True)
+
+
 async def postgres(request: pytest.FixtureRequest, _: Path) -> Opened:
     server: Postgres = request.getfixturevalue("postgres")
     return PostgresDatabase(await server.fresh())
 
 
 DATABASES: dict[str, Opener] = {"sqlite": sqlite, "postgres": postgres}
+WITH_EACH_WRITER: dict[str, Opener] = {**DATABASES, "sqlite-process": sqlite_in_process}
+"""For the contract of a database alone: the tables know nothing of the writer."""

@@ -15,14 +15,14 @@ from storage.limits.rate_limits import RateLimits
 from storage.sql.database import Database, Outcome, Statement
 from storage.sql.migrate import load_migrations, upgrade_schema
 from storage.sql.rows import insert_row
-from tests.contracts.databases import DATABASES
+from tests.contracts.databases import WITH_EACH_WRITER
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_open")]
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=WITH_EACH_WRITER)
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    async with await DATABASES[request.param](request, tmp_path) as opened:
+    async with await WITH_EACH_WRITER[request.param](request, tmp_path) as opened:
         await opened.check()  # by then it is listening, and has notified its listeners once
         await opened.execute("CREATE TABLE notes (id TEXT PRIMARY KEY, n BIGINT NOT NULL, blob DOUBLE PRECISION)")
         yield opened

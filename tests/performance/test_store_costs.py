@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -22,8 +20,11 @@ from storage.sql.database import Outcome, Statement, to_dicts
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns
-from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection
-from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupCommitWriter
+from storage.sql.sqlite import SqliteDatabase
+from storage.sql.writer.connections import WRITER_PRAGMAS, open_connection
+from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.sql.writer.group_writer import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupWriter
+from storage.sql.writer.hosts import WriterThread
 from storage.sql.writer.thread_turns import ThreadTurns
 from storage.states import TaskState
 from storage.tasks import Task, Tasks
@@ -81,7 +82,7 @@ async def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         connection.set_trace_callback(statements.append)
         return connection
 
-    writer = GroupCommitWriter(tmp_path / "b.db", connect)
+    writer = GroupCommitWriter(WriterThread(GroupWriter(tmp_path / "b.db", connect=connect)))
     await writer.open()
     loop = asyncio.get_running_loop()
     call_in_loop: Callable[..., Any] = loop.call_soon_threadsafe
@@ -97,13 +98,13 @@ async def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def test_single_write_runs_no_statements_but_its_own_and_the_transaction(traced: Traced) -> None:
     await traced.write([insert(1), change(1), change(2)])
-    assert traced.count() == {"BEGIN": 1, "INSERT": 1, "UPDATE": 2, "COMMIT": 1}
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 1, "UPDATE": 2, "COMMIT": 1}
     assert len(traced.hops) == 1
 
 
 async def test_writes_of_one_turn_share_one_commit_and_one_hop_without_savepoints(traced: Traced) -> None:
     await traced.write(*([insert(number)] for number in range(WRITERS)))
-    assert traced.count() == {"BEGIN": 1, "INSERT": WRITERS, "COMMIT": 1}
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "COMMIT": 1}
     assert len(traced.hops) == 1
 
 
@@ -129,7 +130,7 @@ async def test_equal_inserts_of_a_group_run_as_few_statements(traced: Traced) ->
     results = await traced.write(*writes[:35], [change(1)], *writes[35:])
     assert results == [[Outcome(count=1)] * 2] * 35 + [[Outcome(count=1)]] + [[Outcome(count=1)] * 2] * 4
     # per statement of the writes: 16 + 16 + 1 + 1 + 1 rows before the other write, and 4 after it
-    assert traced.count() == {"BEGIN": 1, "INSERT": 2 * 6, "UPDATE": 1, "COMMIT": 1, **savepoints(2)}
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 * 6, "UPDATE": 1, "COMMIT": 1, **savepoints(2)}
 
 
 async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: Traced) -> None:
@@ -139,7 +140,7 @@ async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: T
     results = await traced.write(*([one._replace(row=(min(number, 18),))] for number in range(20)))
     assert [type(result) for result in results] == [list] * 19 + [Stale]
     rolled_back = {"SAVEPOINT": 1, "ROLLBACK": 1, "RELEASE": 1}
-    assert traced.count() == {"BEGIN": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
 
 
 def savepoints(count: int) -> dict[str, int]:
@@ -147,29 +148,26 @@ def savepoints(count: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("is_busy", [True, False])
-async def test_only_a_loop_without_idle_moments_waits_for_a_thread_with_work(is_busy: bool) -> None:
+async def test_only_a_loop_without_idle_moments_gives_way_to_a_thread_with_work(
+    is_busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However little processor time it got: beside other programs a busy loop gets little, and keeps the thread out."""
-    turns, waits, loop = ThreadTurns(), list[float](), asyncio.get_running_loop()
+    pauses, loop = list[float](), asyncio.get_running_loop()
     ends = loop.time() + 0.2
-
-    def acquire(timeout: float) -> bool:
-        waits.append(timeout)
-        return True
 
     def compute() -> None:
         if loop.time() < ends:
             loop.call_soon(compute)
 
-    turns.computing = cast(Any, SimpleNamespace(acquire=acquire, release=lambda: None))
-    turns.begin(loop)
-    if is_busy:
-        compute()
-    await asyncio.sleep(0.25)
-    turns.end()
-    count = len(waits)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with ThreadTurns().awaited():
+        if is_busy:
+            compute()
+        await asyncio.sleep(0.25)
+    count = len(pauses)
     assert count > 5 if is_busy else count <= 3  # a loop that other programs have delayed may not have slept
     await asyncio.sleep(0.02)
-    assert len(waits) == count
+    assert len(pauses) == count
 
 
 async def test_writes_that_arrive_during_a_commit_share_the_next_one(traced: Traced, tmp_path: Path) -> None:
@@ -183,45 +181,6 @@ async def test_writes_that_arrive_during_a_commit_share_the_next_one(traced: Tra
     await asyncio.gather(*writes)
     assert traced.count()["COMMIT"] == 2
     assert len(traced.hops) == 2
-
-
-async def test_loop_waits_until_the_statements_of_a_group_are_run(traced: Traced) -> None:
-    """Side by side they would cost two switches of threads each; during the commit the loop goes on."""
-    counts = []
-    for _ in range(10):  # on a busy machine the thread may begin too late for the two milliseconds
-        traced.statements.clear()
-        writes = [traced.writer.submit([insert(number)]) for number in range(3)]
-        await asyncio.sleep(0)
-        counts.append(traced.count()["INSERT"])
-        await asyncio.gather(*writes)
-    assert max(counts) == 3
-
-
-@pytest.mark.parametrize("is_open", [True, False])
-async def test_loop_waits_no_longer_than_two_milliseconds_for_a_slow_statement(is_open: bool) -> None:
-    turns = ThreadTurns()
-    turns.close_gate()
-    ends, began = threading.Event(), time.monotonic()
-
-    def work() -> None:
-        with turns.working():
-            if is_open:
-                with turns.waiting():
-                    ends.wait(5)
-            else:
-                ends.wait(5)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    turns.wait_at_gate()
-    waited = time.monotonic() - began
-    ends.set()
-    thread.join()
-    assert waited < 0.5
-    turns.close_gate()
-    began = time.monotonic()
-    turns.wait_at_gate()  # nothing opens it
-    assert 0.001 < time.monotonic() - began < 0.5
 
 
 async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None:
@@ -238,7 +197,7 @@ async def test_write_that_fails_with_its_first_statement_costs_its_group_nothing
     writes = [[insert(number)] for number in range(WRITERS)]
     results = await traced.write(*writes, [change(-2, must_change=True), insert(-1)])
     assert [type(result) for result in results] == [list] * WRITERS + [Stale]
-    assert traced.count() == {"BEGIN": 1, "INSERT": WRITERS, "UPDATE": 1, "COMMIT": 1}
+    assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "UPDATE": 1, "COMMIT": 1}
 
 
 async def test_texts_are_built_once_per_shape() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from storage.errors import StorageError
 from storage.sql.database import Outcome, Statement
 from storage.sql.row_changes import ChangedRows, GroupCounts
-from storage.sql.writer.groups import PlainOutcome, Report, Result
+from storage.sql.writer.groups import PlainOutcome, Report
 from storage.sql.writer.hosts import WriterHost
 from storage.sql.writer.opened_files import FileIdentity, OpenedFiles
 
@@ -24,8 +25,9 @@ LOST: Final = (
     "again, and into the kernel's log, which says whether memory was exhausted"
 )
 
-_CHANGED: Final = tuple(Outcome(count=count) for count in range(2))
-"""The outcomes of nearly all statements."""
+_ONE_ROW: Final = Outcome(count=1)
+"""Of nearly all statements."""
+_statements_of: Final = attrgetter("statements")
 
 
 class Submitted(NamedTuple):
@@ -117,22 +119,20 @@ class GroupCommitWriter:
             await self._host.stop()
 
     def _start_group(self) -> None:
+        """Hand over what waits; start a writer if there is none."""
         if self._is_writing or not self._submitted:
             return
         self._is_writing = True
-        if self._is_running or self._refusal is not None:
-            self._hand_over()
-        else:
+        if not self._is_running and self._refusal is None:
             self._starting = self._loop.create_task(self._start_again(), name="sqlite-writer")
-
-    def _hand_over(self) -> None:
+            return
         group, self._submitted = self._submitted[:MAX_WRITES_PER_COMMIT], self._submitted[MAX_WRITES_PER_COMMIT:]
         self._group = group
         self.counts.begun += 1
         try:
             if self._refusal is not None:
                 raise self._refusal
-            self._host.write([write.statements for write in group])
+            self._host.write(list(map(_statements_of, group)))
         except Exception as error:
             self._fail_group(error)
 
@@ -154,7 +154,8 @@ class GroupCommitWriter:
         else:
             # it cannot know what was committed before it was opened
             self._on_changes(ChangedRows((), is_foreign=True))
-            self._hand_over()
+            self._is_writing = False
+            self._start_group()
 
     def _lose_writer(self) -> None:
         self._is_running = False
@@ -180,17 +181,14 @@ class GroupCommitWriter:
         self._unfinished -= len(group)
         self._on_changes(ChangedRows(report.changed, report.is_foreign))
         for write, result in zip(group, report.results, strict=True):
-            self._finish(write, result)
-
-    def _finish(self, write: Submitted, result: Result) -> None:
-        if isinstance(result, Exception):
+            if isinstance(result, Exception):
+                if not write.done.cancelled():
+                    write.done.set_exception(result)
+                continue
+            if write.wake:
+                self._notify(*write.wake)
             if not write.done.cancelled():
-                write.done.set_exception(result)
-            return
-        if write.wake:
-            self._notify(*write.wake)
-        if not write.done.cancelled():
-            write.done.set_result([_outcome(one) for one in result])
+                write.done.set_result([_ONE_ROW if one == 1 else _outcome(one) for one in result])
 
 
 def _ignore_error(done: asyncio.Future[list[Outcome]]) -> None:
@@ -201,6 +199,6 @@ def _ignore_error(done: asyncio.Future[list[Outcome]]) -> None:
 
 def _outcome(plain: PlainOutcome) -> Outcome:
     if isinstance(plain, int):
-        return _CHANGED[plain] if 0 <= plain < len(_CHANGED) else Outcome(count=plain)
+        return Outcome(count=plain)
     names, rows = plain
     return Outcome(count=len(rows), rows=[dict(zip(names, row, strict=True)) for row in rows])

@@ -13,7 +13,8 @@ from storage.sql.database import Statement
 from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import to_columns
-from storage.sql.sqlite import SqliteDatabase, open_connection
+from storage.sql.sqlite import SqliteDatabase
+from storage.sql.writer.connections import open_connection
 from tests.benchmarks.engines.company import new_task
 
 DAYS: Final = 8

@@ -26,6 +26,7 @@ from tests.support.small_disk import SmallDisk, small_disk
 
 pytestmark = pytest.mark.anyio
 
+EACH_WRITER = pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
 ROOT = Path(__file__).parents[3]
 
 
@@ -51,8 +52,9 @@ async def fill(disk: SmallDisk, database: SqliteDatabase) -> None:
             await database.transact(insert("x" * 2**16))
 
 
-async def test_outcomes_are_written_on_a_full_disk(disk: SmallDisk) -> None:
-    async with SqliteDatabase(disk.folder / "b.db") as database:
+@EACH_WRITER
+async def test_outcomes_are_written_on_a_full_disk(disk: SmallDisk, own_process: bool) -> None:
+    async with SqliteDatabase(disk.folder / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await database.transact(insert("x" * 800 * 4096))  # the log is long: a checkpoint is near
         await fill(disk, database)
@@ -64,8 +66,9 @@ async def test_outcomes_are_written_on_a_full_disk(disk: SmallDisk) -> None:
         assert len(await stored(database)) == len(before) + 60
 
 
-async def test_an_order_does_not_fail_the_outcomes_of_its_group(disk: SmallDisk) -> None:
-    async with SqliteDatabase(disk.folder / "b.db") as database:
+@EACH_WRITER
+async def test_an_order_does_not_fail_the_outcomes_of_its_group(disk: SmallDisk, own_process: bool) -> None:
+    async with SqliteDatabase(disk.folder / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await fill(disk, database)
         writes = [database.transact(insert("x" * 2**16, may_use_reserve=number % 2 == 0)) for number in range(20)]
@@ -73,8 +76,9 @@ async def test_an_order_does_not_fail_the_outcomes_of_its_group(disk: SmallDisk)
         assert [isinstance(one, StorageFull) for one in results] == [number % 2 == 1 for number in range(20)]
 
 
-async def test_all_is_written_again_once_the_reserve_is_whole(disk: SmallDisk) -> None:
-    async with SqliteDatabase(disk.folder / "b.db") as database:
+@EACH_WRITER
+async def test_all_is_written_again_once_the_reserve_is_whole(disk: SmallDisk, own_process: bool) -> None:
+    async with SqliteDatabase(disk.folder / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await fill(disk, database)
         await database.transact(insert("a job", may_use_reserve=True))
@@ -85,10 +89,11 @@ async def test_all_is_written_again_once_the_reserve_is_whole(disk: SmallDisk) -
         assert (await stored(database))[-2:] == ["a job", "an order"]
 
 
-async def test_a_process_that_frees_space_uses_the_reserve(disk: SmallDisk) -> None:
-    async with SqliteDatabase(disk.folder / "b.db") as database:
+@EACH_WRITER
+async def test_a_process_that_frees_space_uses_the_reserve(disk: SmallDisk, own_process: bool) -> None:
+    async with SqliteDatabase(disk.folder / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
-    async with SqliteDatabase(disk.folder / "b.db", spends_reserve=True) as database:
+    async with SqliteDatabase(disk.folder / "b.db", spends_reserve=True, own_process=own_process) as database:
         disk.fill()
         for _ in range(20):
             await database.transact(insert("x" * 2**16))
@@ -103,12 +108,13 @@ async def test_disk_without_room_for_the_reserve_is_used(disk: SmallDisk) -> Non
         assert not (disk.folder / "b.db-reserve").exists()
 
 
-async def test_closed_database_opens_on_a_full_disk(disk: SmallDisk) -> None:
-    async with SqliteDatabase(disk.folder / "b.db") as database:
+@EACH_WRITER
+async def test_closed_database_opens_on_a_full_disk(disk: SmallDisk, own_process: bool) -> None:
+    async with SqliteDatabase(disk.folder / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await database.transact(insert("an order"))
     disk.fill()
-    async with SqliteDatabase(disk.folder / "b.db") as database:
+    async with SqliteDatabase(disk.folder / "b.db", own_process=own_process) as database:
         assert await stored(database) == ["an order"]
 
 
@@ -207,9 +213,10 @@ async def test_probe_fails_while_the_disk_of_postgres_is_full(postgres: Postgres
         await postgres.execute(f"DROP TABLESPACE {name}")
 
 
+@EACH_WRITER
 @pytest.mark.parametrize("name", ["b.db", "b.db-wal"])
-async def test_write_to_a_removed_file_is_not_acknowledged(tmp_path: Path, name: str) -> None:
-    async with SqliteDatabase(tmp_path / "b.db") as database:
+async def test_write_to_a_removed_file_is_not_acknowledged(tmp_path: Path, name: str, own_process: bool) -> None:
+    async with SqliteDatabase(tmp_path / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         (tmp_path / name).rename(tmp_path / "away")
         with pytest.raises(DatabaseReplaced, match="put that file back"):

@@ -8,9 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,22 @@ from storage.errors import DatabaseReplaced, StorageError, StorageFull
 from storage.sql.database import Outcome, Statement
 from storage.sql.migrate import SchemaTooNew, upgrade_schema
 from storage.sql.row_changes import ChangedRows
-from storage.sql.sqlite import WRITER_PRAGMAS, SqliteDatabase, open_connection, sqlite_path
-from storage.sql.writer.group_commit import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupCommitWriter
+from storage.sql.sqlite import SqliteDatabase, sqlite_path
+from storage.sql.writer.connections import WRITER_PRAGMAS, open_connection
+from storage.sql.writer.group_commit import GroupCommitWriter
+from storage.sql.writer.group_writer import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupWriter
+from storage.sql.writer.hosts import WriterThread
+from storage.sql.writer.row_recorder import RowRecorder
 
 pytestmark = pytest.mark.anyio
 
+EACH_WRITER = pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
 
-async def test_connections_use_wal_and_full_sync(tmp_path: Path) -> None:
+
+@EACH_WRITER
+async def test_connections_use_wal_and_full_sync(tmp_path: Path, own_process: bool) -> None:
     """Acknowledged writes then survive a power cut."""
-    async with SqliteDatabase(tmp_path / "b.db") as database:
+    async with SqliteDatabase(tmp_path / "b.db", own_process=own_process) as database:
         journal, synchronous = await database.transact(
             Statement(sql="PRAGMA journal_mode"), Statement(sql="PRAGMA synchronous")
         )
@@ -46,6 +52,10 @@ async def test_readers_cannot_write(tmp_path: Path) -> None:
             await database.fetch("INSERT INTO t VALUES (1)")
 
 
+def in_thread(path: Path, connect: Callable[[], sqlite3.Connection]) -> GroupCommitWriter:
+    return GroupCommitWriter(WriterThread(GroupWriter(path, connect=connect)))
+
+
 @asynccontextmanager
 async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupCommitWriter, list[str]]]:
     """Provide a writer on a new table `t`, and the statements that it runs."""
@@ -58,7 +68,7 @@ async def traced_writer(path: Path, *pragmas: str) -> AsyncIterator[tuple[GroupC
         connection.set_trace_callback(seen.append)
         return connection
 
-    writer = GroupCommitWriter(path, connect)
+    writer = in_thread(path, connect)
     await writer.open()
     try:
         yield writer, seen
@@ -87,7 +97,7 @@ async def test_callers_do_not_wait_for_the_checkpoint_that_follows_their_commit(
         connection.set_trace_callback(lambda sql: waits.append(written.wait(5)) if "checkpoint" in sql else None)
         return connection
 
-    writer = GroupCommitWriter(tmp_path / "b.db", connect)
+    writer = in_thread(tmp_path / "b.db", connect)
     await writer.open()
     try:
         for start in range(0, CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS):
@@ -107,9 +117,7 @@ async def test_error_in_the_report_of_changes_does_not_stop_later_writes(tmp_pat
         if len(reports) == 1:
             raise RuntimeError("a listener failed")
 
-    writer = GroupCommitWriter(
-        tmp_path / "b.db", partial(open_connection, tmp_path / "b.db", WRITER_PRAGMAS), on_changes=fail_once
-    )
+    writer = GroupCommitWriter(WriterThread(GroupWriter(tmp_path / "b.db")), on_changes=fail_once)
     await writer.open()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
@@ -169,7 +177,7 @@ def test_writes_are_finished_when_the_event_loop_ends_first(tmp_path: Path) -> N
         return connection
 
     async def interrupted() -> GroupCommitWriter:
-        writer = GroupCommitWriter(tmp_path / "b.db", connect)
+        writer = in_thread(tmp_path / "b.db", connect)
         await writer.open()
         submit_numbers(writer, range(3))
         return writer
@@ -189,7 +197,7 @@ async def test_commit_into_a_file_removed_meanwhile_is_not_acknowledged(tmp_path
         connection.create_function("remove", 0, path.unlink)
         return connection
 
-    writer = GroupCommitWriter(path, connect)
+    writer = in_thread(path, connect)
     await writer.open()
     try:
         with pytest.raises(DatabaseReplaced):
@@ -220,8 +228,9 @@ async def test_failed_open_leaves_no_thread(tmp_path: Path) -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name == "sqlite-writer"] == []
 
 
-async def test_unstorable_value_does_not_affect_other_writers(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "b.db") as database:
+@EACH_WRITER
+async def test_unstorable_value_does_not_affect_other_writers(tmp_path: Path, own_process: bool) -> None:
+    async with SqliteDatabase(tmp_path / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (n BIGINT)")
         results = await asyncio.gather(
             *(database.execute("INSERT INTO t VALUES (:n)", n=n) for n in (1, 2**70, 3)), return_exceptions=True
@@ -235,19 +244,19 @@ async def test_writer_goes_on_after_an_error_at_the_beginning_of_a_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction that stayed open would fail all later ones."""
+    look, failures = RowRecorder.look, [sqlite3.OperationalError("disk I/O error")] * 4
+
+    def fail_first(recorder: RowRecorder) -> bool:
+        if failures:
+            raise failures.pop()
+        return look(recorder)
+
     async with traced_writer(tmp_path / "b.db") as (writer, _):
-        begin, failures = writer.recorder.begin, [sqlite3.OperationalError("disk I/O error")] * 4
-
-        def fail_first() -> None:
-            begin()
-            if failures:
-                raise failures.pop()
-
-        monkeypatch.setattr(writer.recorder, "begin", fail_first)
+        monkeypatch.setattr(RowRecorder, "look", fail_first)
         failed = await asyncio.gather(*submit_numbers(writer, range(2)), return_exceptions=True)
         assert [type(one) for one in failed] == [sqlite3.OperationalError] * 2
         await asyncio.gather(*submit_numbers(writer, range(2)))
-        assert writer.recorder.begun == writer.recorder.finished
+        assert writer.counts.begun == writer.counts.finished
 
 
 async def test_group_waits_once_for_a_locked_database(tmp_path: Path) -> None:
@@ -263,9 +272,10 @@ async def test_group_waits_once_for_a_locked_database(tmp_path: Path) -> None:
     assert begun <= 2
 
 
-async def test_locked_database_is_a_storage_error(tmp_path: Path) -> None:
+@EACH_WRITER
+async def test_locked_database_is_a_storage_error(tmp_path: Path, own_process: bool) -> None:
     path = tmp_path / "b.db"
-    async with SqliteDatabase(path) as database:
+    async with SqliteDatabase(path, own_process=own_process) as database:
         await database.execute("CREATE TABLE t (n BIGINT)")
         await database.execute("PRAGMA busy_timeout = 1")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -276,16 +286,18 @@ async def test_locked_database_is_a_storage_error(tmp_path: Path) -> None:
         await database.execute("INSERT INTO t VALUES (99)")
 
 
-async def test_new_file_is_opened_concurrently(tmp_path: Path) -> None:
+@EACH_WRITER
+async def test_new_file_is_opened_concurrently(tmp_path: Path, own_process: bool) -> None:
     async def read_once() -> None:
-        async with SqliteDatabase(tmp_path / "b.db") as database:
+        async with SqliteDatabase(tmp_path / "b.db", own_process=own_process) as database:
             assert await database.fetch("SELECT 1 AS one") == [{"one": 1}]
 
     await asyncio.gather(*(read_once() for _ in range(6)))
 
 
-async def test_full_disk_fails_one_write_and_later_writes_succeed(tmp_path: Path) -> None:
-    async with SqliteDatabase(tmp_path / "b.db") as database:
+@EACH_WRITER
+async def test_full_disk_fails_one_write_and_later_writes_succeed(tmp_path: Path, own_process: bool) -> None:
+    async with SqliteDatabase(tmp_path / "b.db", own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await database.execute("PRAGMA max_page_count = 20")
         small = [database.execute("INSERT INTO t VALUES ('small')") for _ in range(3)]
@@ -314,10 +326,11 @@ async def test_damaged_file_is_rejected_unchanged(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(broken)
 
 
-async def test_file_that_is_not_a_database_is_rejected(tmp_path: Path) -> None:
+@EACH_WRITER
+async def test_file_that_is_not_a_database_is_rejected(tmp_path: Path, own_process: bool) -> None:
     (tmp_path / "b.db").write_text("this is not a database, it only has its name" * 100)
     with pytest.raises(StorageError, match="restore it from a backup"):
-        async with SqliteDatabase(tmp_path / "b.db"):
+        async with SqliteDatabase(tmp_path / "b.db", own_process=own_process):
             pytest.fail("not reached")
 
 
@@ -364,9 +377,10 @@ def test_acknowledged_writes_survive_a_kill(tmp_path: Path) -> None:
     assert set(acknowledged) <= kept
 
 
-async def test_damage_that_is_found_after_the_start_refuses_all_writes(tmp_path: Path) -> None:
+@EACH_WRITER
+async def test_damage_that_is_found_after_the_start_refuses_all_writes(tmp_path: Path, own_process: bool) -> None:
     path = tmp_path / "b.db"
-    async with SqliteDatabase(path) as database:
+    async with SqliteDatabase(path, own_process=own_process) as database:
         await database.execute("CREATE TABLE t (x TEXT)")
         await database.transact(
             *(Statement(sql="INSERT INTO t VALUES (:x)", params={"x": f"{n}" * 500}) for n in range(200))
@@ -374,7 +388,7 @@ async def test_damage_that_is_found_after_the_start_refuses_all_writes(tmp_path:
     broken = bytearray(path.read_bytes())
     broken[8192:20480] = b"\xff" * 12288
     path.write_bytes(broken)
-    async with SqliteDatabase(path) as database:
+    async with SqliteDatabase(path, own_process=own_process) as database:
         await database.check(patience_seconds=0)
         async with asyncio.timeout(5):
             with pytest.raises(StorageError, match=r"damaged|malformed"):
