@@ -91,7 +91,9 @@ def database_for(
     """
     url = settings.database
     if url.startswith("sqlite:"):
-        return SqliteDatabase(sqlite_path(url), spends_reserve=spends_reserve, own_process=own_process)
+        return SqliteDatabase(
+            sqlite_path(url), spends_reserve=spends_reserve, own_process=own_process, on_loss=_report_writer_loss
+        )
     try:
         from storage.sql.postgres import RETRY_SECONDS, PostgresDatabase
     except ImportError:
@@ -102,6 +104,10 @@ def database_for(
         connections=settings.database_connections,
         retry_seconds=retry_seconds or RETRY_SECONDS,
     )
+
+
+def _report_writer_loss() -> None:
+    log.error("the process that writes the database was lost", action="database_writer_lost")
 
 
 def serving_database(settings: Settings) -> AbstractAsyncContextManager[Database]:

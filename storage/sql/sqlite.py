@@ -10,7 +10,7 @@ import asyncio
 import re
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,20 @@ class SqliteDatabase:
 
     spends_reserve: every write may use the disk space that is kept for outcomes; for a process that frees space.
     own_process: writes are done by a child process, not by a thread, which would fight with a busy event loop for the
-    GIL. It costs the memory of a process.
+    GIL. It costs the memory of a process. on_loss: called when that process has ended unasked.
     """
 
     skip_locked = ""
     exclusive = "SELECT 1 AS alone"  # there is one writer at a time anyway
 
-    def __init__(self, path: Path, *, spends_reserve: bool = False, own_process: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        spends_reserve: bool = False,
+        own_process: bool = False,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = path
         self._channels = LocalChannels()
         host = (
@@ -52,7 +59,9 @@ class SqliteDatabase:
             if own_process
             else WriterThread(GroupWriter(path, spends_reserve=spends_reserve))
         )
-        self._writer = GroupCommitWriter(host, on_changes=self._report_changes, notify=self._channels.notify)
+        self._writer = GroupCommitWriter(
+            host, on_changes=self._report_changes, on_loss=on_loss, notify=self._channels.notify
+        )
         self._turns = ThreadTurns()
         self._integrity = IntegrityCheck(path, on_damage=self._writer.refuse)
         self._changes: RowChanges | None = None

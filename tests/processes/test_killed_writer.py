@@ -82,6 +82,7 @@ async def test_orders_end_once_although_their_writer_is_killed(tmp_path: Path) -
             ends = dict(await asyncio.gather(*map(live, range(ORDERS))))
             jobs = (await broker.client.get(f"{sandbox}/sandbox/jobs")).json()["jobs"]
     assert await killing >= KILLS - 1
+    assert "database_writer_lost" in (tmp_path / "log.txt").read_text()
     assert len(ends) == ORDERS
     # it was lost between the intent and the request: the broker cannot know that, and does not order twice
     assert set(ends.values()) <= {"completed", "unknown_outcome"}

@@ -45,7 +45,7 @@ class GroupCommitWriter:
     """The part of the writer in the event loop. Use `await open()` and `await close()` in one loop.
 
     host: of the writer. on_changes: called with the rows that a group has changed, before the writes of the group are
-    done. notify: notifies channels.
+    done. on_loss: called when the writer has ended unasked. notify: notifies channels.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class GroupCommitWriter:
         host: WriterHost,
         *,
         on_changes: Callable[[ChangedRows], None] = lambda _: None,
+        on_loss: Callable[[], None] = lambda: None,
         notify: Callable[..., None] = lambda *_: None,
     ) -> None:
         self._host = host
         self._on_changes = on_changes
+        self._on_loss = on_loss
         self._notify = notify
         self.counts = GroupCounts()
         self._known: Mapping[str, FileIdentity] | None = None
@@ -165,6 +167,7 @@ class GroupCommitWriter:
         self._on_changes(ChangedRows((), is_foreign=True))
         if self._submitted:
             self._loop.call_soon(self._start_group)
+        self._on_loss()
 
     def _fail_group(self, error: Exception) -> None:
         self._take_report(Report([error] * len(self._group), (), is_foreign=False, is_free=True))
