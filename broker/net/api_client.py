@@ -14,7 +14,6 @@ from broker.net.connection import HttpConnection, Origin
 from broker.net.connection_pool import ConnectionPool
 from broker.net.dialing import ConnectFailed, Dialer
 from broker.net.http_request import (
-    BASE_HEADERS,
     FilePart,
     HttpRequest,
     InvalidHeader,
@@ -212,7 +211,7 @@ class _Target(NamedTuple):
         """Return the request; raise `NotSent(permanent)` for one that cannot be encoded and so was not sent."""
         content_type = {} if media_type is None else {"Content-Type": media_type}
         try:
-            return build_request(self.method, self.url, {**BASE_HEADERS, **content_type, **(headers or {})}, body)
+            return build_request(self.method, self.url, {**content_type, **(headers or {})}, body)
         except InvalidHeader as error:
             raise NotSent(f"{self}: {error}", permanent=True) from None
 

@@ -78,6 +78,12 @@ class HttpConnection(asyncio.Protocol):
         """
         self._expiry = self._loop.call_later(seconds, self._expire)
 
+    def stop_expiry(self) -> None:
+        """Let the time of `expire_after` end nothing more."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
     async def send(self, request: HttpRequest) -> ResponseParser:
         """Send a request, and return its response when the head has arrived. Raises `HttpFailure`, `TooManyPieces`."""
         if self._transport is None:
@@ -125,7 +131,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_sending or not (response.is_complete and response.keeps_alive) or transport is None:
             self.close()
             return False
-        self._stop_expiry()
+        self.stop_expiry()
         self._is_idle = True
         self._resume_reading()
         return not transport.is_closing()
@@ -142,7 +148,7 @@ class HttpConnection(asyncio.Protocol):
         """Close at once; what was not sent or received is dropped."""
         if self._turn is not None:
             self._turn.cancel()
-        self._stop_expiry()
+        self.stop_expiry()
         if self._transport is not None:
             self._transport.abort()
 
@@ -150,11 +156,6 @@ class HttpConnection(asyncio.Protocol):
         self._expiry = None
         self.response.fail(TimeoutError())
         self._wake()
-
-    def _stop_expiry(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
 
     async def _send_body(self, body: StreamedBody) -> None:
         """Send a body while it is produced, up to a response that refuses it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from ssl import SSLContext
 from typing import Final
 
@@ -13,7 +13,7 @@ from broker.net.api_client import CONNECT_SECONDS, HttpResponse
 from broker.net.connection import HttpConnection, Origin
 from broker.net.connection_pool import ConnectionPool
 from broker.net.dialing import ConnectFailed, Dialer, SocketDialer, dial_tcp
-from broker.net.http_request import BASE_HEADERS, HttpRequest, InvalidHeader, StreamedBody, build_request
+from broker.net.http_request import HttpRequest, InvalidHeader, StreamedBody, build_request
 from broker.net.pieces import TooManyPieces
 from broker.net.resolver import Resolver
 from broker.net.response_parser import HttpFailure, ResponseParser
@@ -28,6 +28,7 @@ RATE_CHECK_SECONDS: Final = 0.05
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _GONE_STATUSES: Final = frozenset({401, 403, 404, 410, 451})
 _CLOSE: Final = {"Connection": "close"}
+_NO_LIMIT: Final = nullcontext()
 _FAILURES: Final = (TimeoutError, HttpFailure, TooManyPieces)
 """Errors of a connection."""
 _CONNECT_REASONS: Final = {
@@ -149,6 +150,7 @@ class Fetcher:
                 return url, connection
             self._pool.release(connection)
             url = url.follow_redirect(connection.response.first_header(b"location"))
+            self._policy.check_without_dns(url)
         raise DownloadError("invalid_result", f"{url}: more than {MAX_REDIRECTS} redirects")
 
     async def _get(self, url: ParsedUrl, deadline: float) -> HttpConnection:
@@ -175,7 +177,7 @@ class Fetcher:
             connection.close()
 
     async def _connect(self, url: ParsedUrl, deadline: float, *, is_new: bool = False) -> HttpConnection:
-        self._policy.check_without_dns(url)
+        """Return a connection to a URL that was checked."""
         seconds = min(CONNECT_SECONDS, deadline - asyncio.get_running_loop().time())
         try:
             return await self._pool.acquire(Origin(url.scheme, url.host, url.port), seconds, is_new=is_new)
@@ -191,10 +193,13 @@ class Fetcher:
         response_seconds: float = RESPONSE_SECONDS,
     ) -> HttpConnection:
         """Send a request, and return its connection when the head of the response has arrived."""
+        seconds = min(deadline - asyncio.get_running_loop().time(), response_seconds)
         try:
-            limit = asyncio.get_running_loop().time() + response_seconds
-            async with asyncio.timeout_at(min(deadline, limit)):
+            # the expiry of a connection does not end the wait for a part of a streamed body
+            async with _NO_LIMIT if isinstance(request.body, bytes) else asyncio.timeout(seconds):
+                connection.expire_after(seconds)
                 await connection.send(request)
+                connection.stop_expiry()
         except BaseException as error:
             connection.close()
             if isinstance(error, _FAILURES):
@@ -242,7 +247,7 @@ def _build_request(
     method: str, url: ParsedUrl, headers: Mapping[str, str], body: bytes | StreamedBody = b""
 ) -> HttpRequest:
     try:
-        return build_request(method, url, {**BASE_HEADERS, **headers}, body)
+        return build_request(method, url, headers, body)
     except InvalidHeader as error:
         raise DownloadError("download_failed", f"{url}: {error}") from None
 

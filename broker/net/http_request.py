@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -14,6 +15,7 @@ from broker.net.url_policy import ParsedUrl
 
 USER_AGENT: Final = "nano-banana-broker"
 BASE_HEADERS: Final[Mapping[str, str]] = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+"""Of every request."""
 
 _encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _TOKENS: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
@@ -64,16 +66,27 @@ class InvalidHeader(ValueError):
 def build_request(
     method: str, url: ParsedUrl, headers: Mapping[str, str], body: bytes | StreamedBody = b""
 ) -> HttpRequest:
-    """Return a request with its Host and Content-Length. Raises `InvalidHeader`."""
+    """Return a request with `BASE_HEADERS`, further ones, its Host and Content-Length. Raises `InvalidHeader`.
+
+    headers: one replaces the basic one of the same name.
+    """
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     # all at once, as long as they are sound: in the lines of two headers a third one could hide
-    if fields.count("\n") != len(headers) or not (_TOKENS.fullmatch("".join(headers)) and _LINES.fullmatch(fields)):
+    if headers and (
+        fields.count("\n") != len(headers) or not (_TOKENS.fullmatch("".join(headers)) and _LINES.fullmatch(fields))
+    ):
         raise InvalidHeader(f"the header {_find_invalid(headers)} has characters that headers cannot have")
+    fields = _base_fields(frozenset(BASE_HEADERS.keys() & headers.keys())) + fields
     size = len(body) if isinstance(body, bytes) else body.size
     if size or method in _METHODS_WITH_BODY:
         fields += f"Content-Length: {size}\r\n"
     head = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{fields}\r\n"
     return HttpRequest(head.encode("ascii"), body)
+
+
+@lru_cache(maxsize=16)
+def _base_fields(replaced: frozenset[str]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in BASE_HEADERS.items() if name not in replaced])
 
 
 def _find_invalid(headers: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urljoin
 
@@ -40,11 +40,10 @@ class ParsedUrl:
     target: str
     """Path and query, as given."""
 
-    @cached_property
+    @property
     def authority(self) -> str:
         """The value of the Host header."""
-        host = bracket_host(self.host)
-        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        return _authority(self.scheme, self.host, self.port)
 
     @property
     def url(self) -> str:
@@ -77,10 +76,12 @@ def parse_url(url: str) -> ParsedUrl:
     if match is None or match[1].lower() not in DEFAULT_PORTS:
         raise EgressBlocked("the address does not begin with http:// or https://")
     scheme, (host, port) = match[1].lower(), _parse_authority(match[2])
-    try:
-        target = quote((match[3] or "/") + (match[4] or ""), safe=_VISIBLE_ASCII)
-    except UnicodeEncodeError:
-        raise EgressBlocked("the address is not valid Unicode") from None
+    target = (match[3] or "/") + (match[4] or "")
+    if not target.isascii():
+        try:
+            target = quote(target, safe=_VISIBLE_ASCII)
+        except UnicodeEncodeError:
+            raise EgressBlocked("the address is not valid Unicode") from None
     return ParsedUrl(scheme=scheme, host=host, port=port or DEFAULT_PORTS[scheme], target=target)
 
 
@@ -93,6 +94,12 @@ def redact_url(url: str) -> str:
 
 
 @lru_cache(maxsize=256)  # few hosts have all the results
+def _authority(scheme: str, host: str, port: int) -> str:
+    host = bracket_host(host)
+    return host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
+
+
+@lru_cache(maxsize=256)  # the same
 def _parse_authority(text: str) -> tuple[str, int | None]:
     if "@" in text:
         raise EgressBlocked("the address has a user name in it")
