@@ -17,6 +17,12 @@ from storage.sql.database import Database, Row, Statement
 
 T = TypeVar("T")
 
+_Pick: TypeAlias = Callable[[Mapping[str, Any]], tuple[Any, ...]]
+"""Returns the values of some columns, in their order."""
+
+MAX_KNOWN_LENGTH: Final = 256
+"""Characters of the longest list in JSON that is kept for further rows that have the same one."""
+
 SqlList: TypeAlias = tuple[str, Mapping[str, Any]]
 """What stands in `IN (…)`: parameters or a query, and the values."""
 
@@ -81,9 +87,9 @@ class _InsertForm(NamedTuple):
     """
 
     text: str
-    values_of: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    values_of: _Pick
     converted: Sequence[tuple[int, str | int | None]]
-    unset_of: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    unset_of: _Pick
     defaults: tuple[Any, ...]
 
 
@@ -106,7 +112,7 @@ def _literal(value: str | float | None) -> str:
     return "NULL" if value is None else repr(value)
 
 
-def _pick(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+def _pick(names: Sequence[str]) -> _Pick:
     return itemgetter(*names) if len(names) > 1 else lambda columns: tuple([columns[name] for name in names])
 
 
@@ -186,8 +192,8 @@ def _encode_items(values: Sequence[Any]) -> str:
 
 def from_row(kind: type[T], row: Row) -> T:
     """Return the row as a dataclass that has a field for each column of interest."""
-    names, readers = _readers(cast("Any", kind))
-    values = {name: row[name] for name in names}
+    names, pick, readers = _readers(cast("Any", kind))
+    values = dict(zip(names, pick(row), strict=True))
     for name, read in readers:
         values[name] = read(values[name])
     # without __init__: a frozen one sets each field by a call, which takes longer than all of the rest
@@ -233,13 +239,13 @@ def _required(kind: type) -> frozenset[str]:
 
 
 @lru_cache
-def _readers(kind: type) -> tuple[tuple[str, ...], list[tuple[str, Callable[[Any], Any]]]]:
-    """Return the names of the fields, and the functions that convert the columns of those that need one."""
+def _readers(kind: type) -> tuple[tuple[str, ...], _Pick, list[tuple[str, Callable[[Any], Any]]]]:
+    """Return the names of the fields, what picks their columns, and what converts those that need it."""
     if hasattr(kind, "__post_init__") or "__slots__" in vars(kind):
         raise TypeError(f"{kind.__name__} is read without its __init__: it must have neither slots nor __post_init__")
     hints = get_type_hints(kind)
     names = tuple(field.name for field in fields(cast("Any", kind)))
-    return names, [(name, read) for name in names if (read := _reader(hints[name]))]
+    return names, _pick(names), [(name, read) for name in names if (read := _reader(hints[name]))]
 
 
 def _reader(hint: Any) -> Callable[[Any], Any] | None:
@@ -247,11 +253,21 @@ def _reader(hint: Any) -> Callable[[Any], Any] | None:
         return _read_tuple
     if get_origin(hint) is Mapping:
         return _read_mapping
-    return hint if hint is bool or (isinstance(hint, type) and issubclass(hint, Enum)) else None
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return {member.value: member for member in hint}.__getitem__  # a call of the class takes longer
+    return hint if hint is bool else None
 
 
 def _read_tuple(text: str) -> tuple[Any, ...]:
-    return () if text == "[]" else tuple(json.loads(text))
+    if text == "[]":
+        return ()
+    return _read_short_tuple(text) if len(text) <= MAX_KNOWN_LENGTH else tuple(json.loads(text))
+
+
+@lru_cache(maxsize=256)
+def _read_short_tuple(text: str) -> tuple[Any, ...]:
+    """Parse a list; many rows have the same few names in it."""
+    return tuple(json.loads(text))
 
 
 def _read_mapping(text: str) -> Any:
