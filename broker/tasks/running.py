@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
@@ -17,6 +16,7 @@ from broker.metrics import Metrics
 from broker.notifications.deliverer import Deliverer
 from storage.errors import StorageError
 from storage.ids import random_digits
+from storage.sql.pubsub import Subscription
 from storage.states import TaskState
 from storage.tasks import DUE_CHANNEL, Lease, Task, Tasks
 
@@ -85,8 +85,8 @@ class RunningSteps:
     """Number of steps by the slots that they take."""
     _stepping: Counter[tuple[TaskState, str]] = field(default_factory=Counter)
     """Number of steps of each task, by the state that names them."""
-    _ends: dict[tuple[TaskState, str], asyncio.Event] = field(default_factory=dict)
-    """Set at the end of the steps of a task, by the state that names them."""
+    _ends: dict[tuple[TaskState, str], Subscription] = field(default_factory=dict)
+    """Notified at the end of the steps of a task, by the state that names them."""
 
     @property
     def count(self) -> int:
@@ -109,9 +109,7 @@ class RunningSteps:
         key = (TaskState.SUBMITTING, task_id)
         if key not in self._stepping:
             return False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._ends.setdefault(key, asyncio.Event()).wait()
+        await self._ends.setdefault(key, Subscription()).wait(timeout_seconds)
         return True
 
     def start(
@@ -153,7 +151,7 @@ class RunningSteps:
         for task_id in step.task_ids:
             key = state, task_id
             if not _add_to(self._stepping, key, difference) and key in self._ends:
-                self._ends.pop(key).set()
+                self._ends.pop(key).notify()
 
     async def contain_errors(
         self,
