@@ -89,6 +89,11 @@ class Router:
         pools = [await self.accounts.find_pool(name) for name in dict.fromkeys(accounts)]
         return {pool.name: state.status_of(pool) for pool in pools if pool is not None and not pool.is_removed}
 
+    async def is_available(self, account: str) -> bool:
+        """Return whether an account of the operator takes orders now, as its status says."""
+        pool = self.accounts.house.get(account)
+        return pool is not None and (await self._state.get()).status_of(pool).is_available
+
     def read_limits(self) -> Coroutine[Any, Any, LimitState]:
         """Return what the database says about the operator's accounts; the same object until it is read again."""
         return self._state.get()
@@ -132,6 +137,8 @@ class Router:
         A provider that is no longer configured is left out. An order of a user's account that was removed goes to
         another one even if that takes none now.
         """
+        if await self.is_available(task.provider):
+            return ()
         statuses = await self._statuses_for(task)
         own = statuses.get(task.provider)
         if own is not None and own.is_available:

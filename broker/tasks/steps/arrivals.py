@@ -139,10 +139,10 @@ class Arrivals:
         account, queue = tasks[0].provider, self.submit.queue
         if not self.next_steps.is_open or any(task.is_held or task.provider != account for task in tasks):
             return None
-        status = (await queue.router.statuses()).get(account)
-        if status is None or not status.is_available or queue.slots_of(account) != SHARED_SLOTS:
+        # the cheapest question first: under load, no slot is free
+        if not self.next_steps.has_slots(TaskState.QUEUED, len(tasks)) or queue.slots_of(account) != SHARED_SLOTS:
             return None
-        if not self.next_steps.has_slots(TaskState.QUEUED, len(tasks)) or await queue.lanes.has_waiting(account):
+        if not await queue.router.is_available(account) or await queue.lanes.has_waiting(account):
             return None
         # the reservation decides, but only after an upload, and the slot can serve other providers meanwhile
         if any(task.references for task in tasks) and not await queue.has_capacity(account, len(tasks)):
