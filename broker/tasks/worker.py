@@ -116,7 +116,7 @@ class Worker:
                 await self.callbacks.start_due()
             count = self.running.count
             was_due = await self._start_due(due_work)
-            if was_due:
+            if was_due and self._may_start_more(due_work):
                 due_work = await self.read_due_work()
             self.submissions.lanes.keep_full(due_work.queued)  # only to those does this worker return by itself
             self._start_housekeeping()
@@ -126,6 +126,19 @@ class Worker:
             log.error("the database is unavailable", action="store_unavailable", why=str(error))
             self.leases.record_outage()
             return MAX_SLEEP_SECONDS
+
+    def _may_start_more(self, due_work: DueWork) -> bool:
+        """Return whether a step that was due has a free slot left, so that what is due next is to be known.
+
+        Otherwise the end of a step wakes the worker, and it reads then.
+        """
+        now = self.clock.now()
+        return (
+            any(at <= now and self.running.free_slots(state) > 0 for state, at in due_work.due.items())
+            or any(at <= now and self._free_submissions(account) > 0 for account, at in due_work.queued.items())
+            or due_work.queue_deadline_at <= now
+            or due_work.delivery_at <= now
+        )
 
     async def read_due_work(self) -> DueWork:
         """Return what is due, and when."""
