@@ -212,6 +212,11 @@ class OrderRequest:
     """For how long after an answer that was cut off an equal request gets the same order. None: the end of the answer
     is not recorded, unless the client counts."""
 
+    @property
+    def is_identified(self) -> bool:
+        """Return whether an equal request may have been made before, and is to be looked for."""
+        return self.idempotency_key is not None or self.retry_count is not None or self.retry_seconds is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:

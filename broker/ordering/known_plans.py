@@ -60,6 +60,13 @@ def shape_of(request: OrderRequest) -> Hashable | None:
     if len(params.model) > MAX_NAME:
         return None
     return (
-        *(params.model, params.aspect_ratio, params.resolution, params.output_format),
-        *(request.mode, request.count, request.priority, request.provider, len(request.sources)),
+        params.model,
+        params.aspect_ratio,
+        params.resolution,
+        params.output_format,
+        request.mode,
+        request.count,
+        request.priority,
+        request.provider,
+        len(request.sources),
     )

@@ -96,7 +96,7 @@ class OrderService:
     ) -> Coroutine[Any, Any, CreatedTasks]:
         """Create the durable tasks of a request, or return those of an equal earlier one. Raises `ApiError`."""
         orders = [PlannedOrder(request, plan)]
-        if _identity_of(request) == _NO_IDENTITY:
+        if not request.is_identified:
             return self._create_new(caller, orders, None, None, continuation)
         return self.create_together(caller, orders, continuation=continuation)
 
@@ -116,8 +116,7 @@ class OrderService:
         URLs. 3. Store the references. 4. Write tasks, references, record, rate usage and reservations in one
         transaction. Raises `ApiError`; then nothing is left.
         """
-        is_identified = _identity_of(orders[0].request) != _NO_IDENTITY
-        found = await self._find_record(caller, orders, details) if is_identified else None
+        found = await self._find_record(caller, orders, details) if orders[0].request.is_identified else None
         record, answer = (found.record, found.answer) if found else (None, None)
         try:
             if record is not None and record.batch:
@@ -274,7 +273,7 @@ class OrderService:
         try:
             for _ in range(MAX_WRITES):
                 try:
-                    statements = await self._statements(writing, arrival)
+                    statements = self._statements(writing, arrival, await self.limits.reserve_order(writing))
                     arrival.outcomes = await self.database.transact(*statements, wake=arrival.wake)
                     created = CreatedTasks(writing.tasks, record=writing.record)
                 except Stale:
@@ -310,15 +309,14 @@ class OrderService:
             await writing.continuation.check()
         return None
 
-    async def _statements(self, writing: OrderWriting, arrival: Arrival) -> list[Statement]:
-        first = writing.tasks[0]
+    def _statements(self, writing: OrderWriting, arrival: Arrival, reservations: list[Statement]) -> list[Statement]:
         # in this order: equal requests wait for each other at the record, before anything is counted
         statements = [self.idempotency.records.claim(writing.record)] if writing.record else []
-        statements += await self.limits.reserve_order(writing)
+        statements += reservations
         statements += map(self.tasks.insert_task, arrival.rows)
         statements += map(self.images.insert_image, writing.references)
         if writing.details is not None:
-            statements.append(self.batches.insert_batch(writing.details.to_row(first)))
+            statements.append(self.batches.insert_batch(writing.details.to_row(writing.tasks[0])))
         if writing.continuation is not None:
             statements += writing.continuation.statements(writing.tasks)
         return [*statements, *arrival.reservations]
@@ -343,14 +341,6 @@ class OrderService:
         return CreatedTasks(tasks=tuple(tasks), is_repeated=True, record=record)
 
 
-def _identity_of(request: OrderRequest) -> tuple[str | None, int | None, float | None]:
-    """Return what says that a request is equal to an earlier one."""
-    return request.idempotency_key, request.retry_count, request.retry_seconds
-
-
-_NO_IDENTITY: Final = (None, None, None)
-
-
 def _has_work_before(order: PlannedOrder) -> bool:
     """Return whether references are stored or addresses are looked up before the transaction."""
     return bool(order.request.sources or order.request.callback_url)
@@ -358,8 +348,8 @@ def _has_work_before(order: PlannedOrder) -> bool:
 
 def _note_created(tasks: Sequence[Task]) -> None:
     first, count = tasks[0], len(tasks)
-    about = {"task": first.id, "count": count, "model": first.model, "mode": first.mode}
-    log.note_change("order accepted", action="task_created", **about)
+    action = "task_created"
+    log.note_change("order accepted", action=action, task=first.id, count=count, model=first.model, mode=first.mode)
 
 
 def _route_document(route: Route) -> dict[str, Any]:

@@ -125,10 +125,12 @@ class Arrivals:
         """Return whether the worker of this process looks at the queue of these tasks again without being woken."""
         if not self.next_steps.is_open:
             return False
-        lanes, first = self.submit.queue.lanes, tasks[0].provider
-        return lanes.is_full(first) and all(
-            task.provider == first or lanes.is_full(task.provider) for task in tasks[1:]
-        )
+        lanes, known = self.submit.queue.lanes, None
+        for task in tasks:
+            if task.provider != known and not lanes.is_full(task.provider):
+                return False
+            known = task.provider
+        return True
 
     async def _promise(self, tasks: Sequence[Task]) -> Lease | None:
         """Return the lease with which these tasks are written; None if the queue decides when they are submitted.
