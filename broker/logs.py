@@ -32,10 +32,10 @@ _SECRET_VALUES: Final = re.compile(r"(?i)(bearer\s+|[?&](?:token|key|secret|sign
 _UNQUOTED: Final = re.compile(r"[^\s=\"'\\]+")
 _SIMPLE_TYPES: Final = frozenset({str, int, float, bool, NoneType})
 """Those whose values are the same words in every line, and in `str` and `repr`; a `str` if its characters are plain."""
-_has_plain_characters: Final = re.compile(r"[ !#-%(->@-\[\]-~]*").fullmatch
-"""Of fields: no quote, backslash, `?` or `&`, all ASCII."""
-_is_plain_json: Final = re.compile(r"[ -%'->@-\[\]-~]*").fullmatch
-"""The same for JSON, whose quotes are counted."""
+_PLAIN: Final = bytes(code for code in range(0x21, 0x7F) if chr(code) not in "\"'\\?&=")
+"""The characters of values that are written as they are, and show no secret."""
+_PLAIN_JSON: Final = bytes(code for code in range(0x20, 0x7F) if chr(code) not in '"\\?&')
+"""The same for JSON, where values are quoted."""
 
 MAX_BLOCK_BYTES: Final = 4096
 """Of lines written together. Processes share standard error, and a longer write to a pipe may be torn by others."""
@@ -76,9 +76,7 @@ class Log:
 
     sink: Callable[[LogEvent], None] | None = None
     """Takes every line that is not below the level; None before `configure_logging`: the standard library's logger."""
-
-    def is_enabled_for(self, level: int) -> bool:
-        return _LOGGER.isEnabledFor(level)
+    is_enabled_for: Final = _LOGGER.isEnabledFor
 
     def debug(self, text: str, **fields: Any) -> None:
         if _LOGGER.isEnabledFor(logging.DEBUG):
@@ -310,8 +308,8 @@ class _Shape:
     """Of a plain line, from its level to its logger."""
     values: Callable[[LogEvent], tuple[Any, ...]]
     template: str
-    separators: int
-    """Blanks between the fields of a plain line, quotes in one of JSON."""
+    separators: bytes
+    """All that a line has beside the characters of `_PLAIN` or `_PLAIN_JSON`, unless a value has one that is neither."""
     floats: tuple[str, ...]
 
 
@@ -319,13 +317,8 @@ def _render_plain(event: LogEvent) -> str:
     shape = _plain_shape(event["event"], event["level"], event["logger"], (*event,), (*map(type, event.values()),))
     if shape is not None:
         fields = shape.template % shape.values(event)
-        if (
-            fields.count(" ") == shape.separators
-            and fields.count("=") == shape.separators + 1
-            and "= " not in fields
-            and fields[-1] != "="
-            and _has_plain_characters(fields)
-        ):
+        rest = fields.encode("ascii", "replace").translate(None, _PLAIN)
+        if rest == shape.separators and "= " not in fields and fields[-1] != "=":
             return f"{event['timestamp']}{shape.head}{fields}"
     return _plain_line(hide_secrets(event))
 
@@ -335,8 +328,7 @@ def _render_json(event: LogEvent) -> str:
     if shape is not None:
         line = shape.template % shape.values(event)
         if (
-            line.count('"') == shape.separators
-            and _is_plain_json(line)
+            line.encode("ascii", "replace").translate(None, _PLAIN_JSON) == shape.separators
             and "bearer" not in line.lower()
             and all(map(isfinite, [event[name] for name in shape.floats]))
         ):
@@ -356,7 +348,7 @@ def _plain_shape(
         head=f" [{level:<9}] {sentence:<30} [{logger}] ",
         values=itemgetter(*shown),
         template=" ".join(f"{name}=%s" for name in shown),
-        separators=len(shown) - 1,
+        separators=b" ".join([b"="] * len(shown)),
         floats=(),
     )
 
@@ -371,7 +363,7 @@ def _json_shape(names: tuple[str, ...], types: tuple[type, ...]) -> _Shape | Non
         head="",
         values=itemgetter(*names),
         template=f"{{{fields}}}",
-        separators=2 * len(names) + 2 * types.count(str),
+        separators=b'"' * (2 * len(names) + 2 * types.count(str)),
         floats=tuple(name for name, of in zip(names, types, strict=True) if of is float),
     )
 
