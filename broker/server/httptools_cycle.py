@@ -17,7 +17,6 @@ _LOGGER: Final = logging.getLogger("uvicorn.error")
 _JOINED_BYTES: Final = 64 * 1024
 """A body of at most this size is written together with its head; a larger one is not copied."""
 _NO_BODY: Final = {204, 304}
-_FRAMING: Final = {b"content-length: ", b"transfer-encoding: ", b"connection: "}
 _CONTROLS: Final = bytes(code for code in (*range(32), 127) if code != ord("\t"))
 """No header value has one: the only ones in a head are the ends of its lines, and they are counted."""
 _FAILED: Final = b"Internal Server Error"
@@ -28,12 +27,11 @@ _FAILED_HEADERS: Final = (
 )
 
 
-@lru_cache(maxsize=256)
-def _start_line(name: bytes) -> bytes:
-    """Return the start of a header's line. Raises RuntimeError for a name that is not a token."""
-    if HEADER_RE.search(name):
+@lru_cache(maxsize=256)  # most responses have the same headers
+def _check_names(names: tuple[bytes, ...]) -> None:
+    """Raise RuntimeError for a name that is not a token in lower case, as ASGI demands it."""
+    if any(HEADER_RE.search(name) or name != name.lower() for name in names):
         raise RuntimeError("Invalid HTTP header name.")
-    return name.lower() + b": "
 
 
 def _ignore_response() -> None:
@@ -171,18 +169,14 @@ class ResponseCycle:
     def _send_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
-        lines = [STATUS_LINE[status][:-2]]
-        for name, value in (*self.default_headers, *headers):
-            start = _start_line(name)
-            if start in _FRAMING:
-                if start == b"content-length: ":
-                    self._expected_bytes, self._is_chunked = int(value), False
-                elif start == b"transfer-encoding: ":
-                    continue
-                elif b"close" in value.lower():
-                    self.keep_alive = False
-                    continue
-            lines.append(start + value)
+        headers = [*self.default_headers, *headers]
+        fields = dict(headers)
+        _check_names((*fields,))
+        if b"connection" in fields or b"transfer-encoding" in fields:
+            headers = self._without_framing(headers)
+        lines = [STATUS_LINE[status][:-2], *map(b": ".join, headers)]
+        if b"content-length" in fields:
+            self._expected_bytes, self._is_chunked = int(fields[b"content-length"]), False
         if status in _NO_BODY or self.scope["method"] == "HEAD":
             self._expected_bytes, self._is_chunked = 0, False
         elif self._is_chunked is None and self.scope["http_version"] != "1.0":
@@ -198,6 +192,14 @@ class ResponseCycle:
             self._head = head
         else:
             self.transport.write(head)
+
+    def _without_framing(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return the headers but for those by which the cycle says itself where the response and the connection end."""
+        kept = [(name, value) for name, value in headers if name != b"transfer-encoding"]
+        closing = [header for header in kept if header[0] == b"connection" and b"close" in header[1].lower()]
+        if closing:
+            self.keep_alive = False
+        return [header for header in kept if header not in closing]
 
     def _send_body(self, body: bytes, *, is_last: bool) -> None:
         if self.scope["method"] == "HEAD":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from starlette.requests import HTTPConnection
@@ -34,4 +35,9 @@ def own_base_url(request: HTTPConnection, public: str | None) -> str:
 def reached_host(request: HTTPConnection) -> str | None:
     """Return the `Host` of a request, with its port; None without a plain one. A caller can send any."""
     hosts = header_values(request.scope, "host")
-    return hosts[0] if len(hosts) == 1 and _HOST.fullmatch(hosts[0]) else None
+    return hosts[0] if len(hosts) == 1 and _is_plain(hosts[0]) else None
+
+
+@lru_cache(maxsize=64)  # clients send the same one with each request
+def _is_plain(host: str) -> bool:
+    return _HOST.fullmatch(host) is not None

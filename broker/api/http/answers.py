@@ -53,7 +53,7 @@ def tracked_answer(scope: Scope) -> TrackedAnswer | None:
 
 def is_recorded(scope: Scope) -> bool:
     """Return whether `send_tracked` has something to do for an answer that is about to be sent."""
-    tracked = tracked_answer(scope)
+    tracked: TrackedAnswer | None = scope.get(_ANSWER)
     return tracked is not None and (tracked.answer is not None or bool(tracked.headers))
 
 

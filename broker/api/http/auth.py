@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Final
@@ -120,11 +120,11 @@ class Authenticator:
         Raises `ApiError`: unauthorized for a disabled account, forbidden for a cookie that another web site made the
         browser send.
         """
-        offered = self._offered_keys(request)
+        headers = header_table(request.scope)
+        offered = self._offered_keys(request, headers)
         if offered and (principal := await self._find_by_key(offered)) is not None:
             return principal
-        has_cookie = not offered and "cookie" in header_table(request.scope)
-        cookie = read_session_cookie(request) if has_cookie else None
+        cookie = read_session_cookie(request) if not offered and "cookie" in headers else None
         if cookie is not None and (principal := await self.credentials.find_by_cookie(cookie)) is not None:
             self._require_own_page(request)
             return principal
@@ -170,15 +170,15 @@ class Authenticator:
                 "Sec-Fetch-Site header, or use an API key.",
             )
 
-    def _offered_keys(self, request: HTTPConnection) -> set[str]:
+    def _offered_keys(self, request: HTTPConnection, headers: Mapping[str, Sequence[str]]) -> set[str]:
         """Return the keys that a request holds; an empty one for a header that is given twice."""
-        keys, headers = set[str](), header_table(request.scope)
+        keys, places = set[str](), self.places
         if values := headers.get("authorization"):
-            keys.add(_scheme_token(values, {"bearer", *self.places.schemes}))
-        for name in self.places.headers:
+            keys.add(_scheme_token(values, {"bearer", *places.schemes}))
+        for name in places.headers:
             if values := headers.get(name):
                 keys.add(_as_utf8(values[0]) if len(values) == 1 else "")
-        for name in self.places.query:
+        for name in places.query:
             keys.update(request.query_params.getlist(name))
         return keys
 
@@ -192,17 +192,24 @@ def is_direct_call(request: HTTPConnection, origins: Collection[str] = ()) -> bo
     origins: of other web sites that may.
     """
     scope, headers = request.scope, header_table(request.scope)
-    hosts = headers.get("host", ())
+    hosts, client = headers.get("host", ()), scope.get("client") or ("",)
     if (
-        not is_loopback_host((scope.get("client") or ("",))[0])
+        len(hosts) != 1
         or scope.get("http_version") == "1.0"  # of a proxy that adds no header, like nginx by default
-        or len(hosts) != 1
-        or _LOOPBACK_HOST.fullmatch(hosts[0]) is None
-        or _is_of_proxy("\n".join(headers))
+        or not _is_local(client[0], hosts[0], "\n".join(headers))
     ):
         return False
     sent_by, sites = headers.get("origin", ()), headers.get("sec-fetch-site", ())
     return not (sent_by or sites) or _is_same_site(sent_by, sites, f"{scope['scheme']}://{hosts[0]}", origins)
+
+
+@lru_cache(maxsize=64)  # clients send the same headers with each request
+def _is_local(peer: str, host: str, names: str) -> bool:
+    """Return whether a program on this machine sent a request to a loopback name, without a proxy in between.
+
+    names: of the headers.
+    """
+    return is_loopback_host(peer) and _LOOPBACK_HOST.fullmatch(host) is not None and not _is_of_proxy(names)
 
 
 def _is_same_site(sent_by: Sequence[str], sites: Sequence[str], own: str, allowed: Collection[str]) -> bool:

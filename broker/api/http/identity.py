@@ -24,8 +24,9 @@ def header_table(scope: Scope) -> Mapping[str, Sequence[str]]:
 
     They are decoded once per request: a dozen of them are asked for, and Starlette searches its list each time.
     """
-    table: Mapping[str, Sequence[str]] | None = scope.get(_HEADERS)
-    if table is None:
+    try:
+        table: Mapping[str, Sequence[str]] = scope[_HEADERS]
+    except KeyError:
         table = scope[_HEADERS] = _decode(scope["headers"])
     return table
 

@@ -83,7 +83,7 @@ class RequestMiddleware:
             "route": endpoint.path if endpoint else None,
             "operation": operation,
             "status": status,
-            "milliseconds": round(seconds * 1000, 1),
+            "milliseconds": round(seconds * 10_000) / 10,
             "owner": owner_of(scope),
             **facts,
         }
@@ -92,12 +92,9 @@ class RequestMiddleware:
 
 def complete_headers(headers: Iterable[tuple[bytes, bytes]], *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     """Return the headers with `SECURITY_HEADERS` and `more`, except those that the response sets itself."""
-    all_headers = [*headers]
-    present = dict(all_headers)
-    for header in (*SECURITY_HEADERS, *more):
-        if header[0] not in present:
-            all_headers.append(header)
-    return all_headers
+    own = [*headers]
+    present = dict(own)
+    return [*own, *[header for header in (*SECURITY_HEADERS, *more) if header[0] not in present]]
 
 
 class EndpointApp:

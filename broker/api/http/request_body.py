@@ -46,6 +46,7 @@ class RequestModel(BaseModel):
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+_NO_VALUES: Final = ("",)
 _UTF8: Final = frozenset({b"utf-8", b"utf8"})
 _LENGTH: Final = re.compile(r"[0-9]{1,20}")
 _SECRET_LENGTH: Final = re.compile(r"Value should have (at least|at most) (\d+) items? after validation, not .*")
@@ -106,9 +107,12 @@ def _too_large(max_bytes: int) -> ApiError:
 
 def media_type_of(request: Request) -> tuple[str, Mapping[bytes, bytes]]:
     """Return the media type and its parameters. Raises `ApiError` for an encoded body or a charset other than UTF-8."""
-    if is_encoded(request):  # not inflated: a small body must not become a large one in memory
+    headers = header_table(request.scope)
+    if "content-encoding" in headers and is_encoded(
+        request
+    ):  # not inflated: a small body must not become a large one in memory
         raise ApiError("invalid_request", "Send the body as it is, without Content-Encoding.", field="Content-Encoding")
-    media_type, options = _parse_media_type(header_value(request, "content-type"))
+    media_type, options = _parse_media_type(headers.get("content-type", _NO_VALUES)[0])
     if options.get(b"charset", b"utf-8").lower() not in _UTF8:  # some codecs of Python decode to invalid text
         raise ApiError("invalid_request", "Send text as UTF-8: no other charset is read.", field="Content-Type")
     return media_type, options
