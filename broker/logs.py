@@ -309,7 +309,7 @@ class _Shape:
     values: Callable[[LogEvent], tuple[Any, ...]]
     template: str
     separators: bytes
-    """All that a line has beside the characters of `_PLAIN` or `_PLAIN_JSON`, unless a value has one that is neither."""
+    """All of a line but the characters of `_PLAIN` or `_PLAIN_JSON`, unless a value has one that is neither."""
     floats: tuple[str, ...]
 
 
