@@ -27,7 +27,7 @@ from broker.api.http.endpoint import (
     principal_of,
 )
 from broker.api.http.query import EMPTY, ParsedText, QueryModel
-from broker.api.http.responses import IMAGE_SECURITY_HEADERS, DataResponse, data_response, etag_matches
+from broker.api.http.responses import IMAGE_SECURITY_HEADERS, DataResponse, EncodedResponse, data_response, etag_matches
 from broker.clock import Clock
 from broker.errors import ApiError
 from broker.presenter import ImageMetadata, TaskPresenter
@@ -164,7 +164,8 @@ class ImageRoutes:
             return Response(status_code=416, headers={**headers, "content-range": f"bytes */{image.size}"})
         if (uri := self.accel.find_uri(request, image.blob)) is not None:
             del headers["accept-ranges"]  # nginx adds its own
-            return Response(headers={**headers, "x-accel-redirect": uri})
+            headers["x-accel-redirect"] = uri
+            return EncodedResponse(b"", 200, [(name.encode(), value.encode()) for name, value in headers.items()])
         is_part = (start, stop) != (0, image.size)
         if is_part:
             headers["content-range"] = f"bytes {start}-{stop - 1}/{image.size}"

@@ -47,6 +47,7 @@ def is_loopback_host(host: str) -> bool:
     return host == "localhost" or (ip is not None and unmap_ip(ip).is_loopback)
 
 
+@lru_cache(maxsize=1024)  # of the proxies above all
 def is_private_host(host: str) -> bool:
     """Return True where the host's spelling shows that it cannot be reached from the internet, without a DNS lookup."""
     ip = parse_ip(host)

@@ -85,10 +85,6 @@ class BlobFolders:
         self._durable_outer: set[str] = set()
         """Outer folders of single owners whose names this process has synced. Nothing deletes one."""
 
-    def path_of(self, owner: str) -> Path:
-        """Return the folder of a valid owner."""
-        return self._path(place_of(owner))
-
     def change(self, owner: str, change: Callable[[int], None]) -> None:
         """Change the folder of an owner, and sync every folder of its path, because new folders are not durable either.
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from storage.blobs.folders import BlobFolders
+from storage.blobs.folders import BlobFolders, place_of
 from storage.blobs.staging import Blob, Disk, Draft, HashingFile, StagingArea, open_file
 from storage.blobs.store import NAME, BlobMissing, BlobReader, validate_owner
 from storage.file_modes import GROUP_READ_FILE, add_bits
@@ -83,13 +83,11 @@ class LocalBlobs:
         return None
 
     def path_below_root(self, name: str) -> str:
-        return self._path_of(name).relative_to(self.root).as_posix()
-
-    def _path_of(self, name: str) -> Path:
         match = NAME.fullmatch(name)
         if match is None:
             raise BlobMissing("image not found")
-        return self._folders.path_of(match[1]) / f"{match[1]}.{match[2]}"
+        place = place_of(match[1])
+        return f"{place.outer}/{place.inner}/{match[1]}.{match[2]}"
 
     # -- in a thread
 
@@ -147,7 +145,7 @@ class LocalBlobs:
         os.fsync(descriptor)
 
     def _open(self, name: str, start: int, stop: int | None) -> _LocalReader:
-        path = self._path_of(name)
+        path = self.root / self.path_below_root(name)
         try:
             file = io.FileIO(path, opener=open_file)
         except OSError as error:

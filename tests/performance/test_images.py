@@ -1,4 +1,4 @@
-"""Images: thread hops and tasks of a download."""
+"""Images: thread hops and tasks of a download, and its file where nginx sends it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from starlette.types import Message
 
 from broker.api.http.blob_responses import BlobResponse
 from storage.blobs.local import CHUNK_BYTES, LocalBlobs
+from storage.blobs.store import BlobReader
+from storage.ids import new_task_id
 from tests.performance.test_net_costs import count_hops
+from tests.support.api import open_api
 
 pytestmark = pytest.mark.anyio
 
@@ -36,3 +39,24 @@ async def test_image_costs_one_thread_hop_per_mebibyte_and_no_task(tmp_path: Pat
     response = BlobResponse(await blobs.open(blob.name), 200, {"content-length": str(size)})
     await response({"type": "http", "extensions": {}}, _receive, send)
     assert (sent, len(handed_back)) == (size, hops)
+
+
+class OpenCountingBlobs(LocalBlobs):
+    """A store that counts the files that it opens."""
+
+    opened = 0
+
+    async def open(self, name: str, start: int = 0, stop: int | None = None) -> BlobReader:
+        self.opened += 1
+        return await super().open(name, start, stop)
+
+
+async def test_image_that_nginx_sends_is_not_opened_by_the_broker(tmp_path: Path) -> None:
+    prefix, blobs = f"/_images_{'5e' * 16}/", OpenCountingBlobs(tmp_path / "blobs")
+    async with open_api(tmp_path, blobs=blobs, accel_prefix=prefix, blob_group_read=True) as broker:
+        image = await broker.add_image(new_task_id(1.8e9), b"x")
+        path, headers = f"/uploads/images/{image.name}", {"X-Accel-Prefix": prefix, "X-Forwarded-For": "8.8.8.8"}
+        assert (await broker.client.get(path, headers=headers)).headers["x-accel-redirect"].startswith(prefix)
+        assert blobs.opened == 0
+        assert (await broker.client.get(path)).content == b"x"
+        assert blobs.opened == 1
