@@ -290,5 +290,5 @@ class Plan:
     """Fields, as the native API spells them, that the first candidate cannot use."""
     roles: tuple[tuple[str, str], ...] = field(repr=False)
     """Provider and role of each route, for the metric of routes."""
-    columns: Mapping[str, Any] = field(repr=False)
-    """Of the order's tasks: those that orders with other prompts have in common with it."""
+    draft: Any = field(repr=False)
+    """A task of storage, with the columns that the tasks of orders with other prompts have in common with it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from broker.errors import ApiError
 from broker.ordering.quotas import OrderNeeds
@@ -20,7 +20,7 @@ from storage.ids import new_task_id
 from storage.images import StoredImage
 from storage.limits.owner_usage import counted_bytes
 from storage.sql.database import Statement
-from storage.sql.rows import encode_once, new_row
+from storage.sql.rows import changed_row, encode_once, new_row
 from storage.tasks import Task
 
 
@@ -123,9 +123,9 @@ def build_tasks(
     tasks: list[Task] = []
     for order, images in zip(orders, references, strict=True):
         request, plan = order.request, order.plan
+        draft: Task = plan.draft
         columns = {
             **base,
-            **plan.columns,
             **shares_of_task(plan.quote),
             "prompt": plan.order.params.prompt,
             "references": tuple(map(reference_columns, images)),
@@ -134,14 +134,20 @@ def build_tasks(
         }
         for _ in range(request.count):
             columns["id"] = next(ids)
-            tasks.append(new_row(Task, columns))
+            tasks.append(changed_row(draft, columns))
     return tuple(tasks)
 
 
-def plan_columns(
-    request: OrderRequest, order: Order, candidates: tuple[str, ...], routes: tuple[Route, ...]
-) -> Mapping[str, Any]:
-    """Return the columns of tasks that depend on the plan of a request alone: all but the prompt."""
+_UNDRAFTED: Final = {
+    "id": "",
+    **base_columns("", "", created_at=0.0, deadline_at=0.0, is_held=False),
+    "prompt": "",
+}
+"""Columns without a default, which `build_tasks` sets."""
+
+
+def draft_task(request: OrderRequest, order: Order, candidates: tuple[str, ...], routes: tuple[Route, ...]) -> Task:
+    """Return a task with the columns that depend on the plan of a request alone: not the prompt, not the moments."""
     columns = {
         **account_columns(candidates, routes),
         **order.params.to_columns(),
@@ -150,8 +156,7 @@ def plan_columns(
         "mode": order.mode,
         "turns": encode_once([turn.to_column() for turn in order.turns]),
     }
-    del columns["prompt"]
-    return columns
+    return new_row(Task, {**columns, **_UNDRAFTED})
 
 
 @lru_cache(maxsize=1024)

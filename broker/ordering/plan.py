@@ -15,7 +15,7 @@ from broker.clock import Clock, day
 from broker.errors import ApiError, EgressBlocked, FieldError
 from broker.net.fetcher import Fetcher
 from broker.ordering.appraisals import Appraiser, PriceTable
-from broker.ordering.drafts import plan_columns
+from broker.ordering.drafts import draft_task
 from broker.ordering.known_plans import KnownPlan, KnownPlans, shape_of
 from broker.ordering.routing import OrderRouter
 from broker.orders import PRIORITIES, ImageParams, Order, OrderRequest, Plan, Route
@@ -106,7 +106,7 @@ class Planner:
             candidates=names,
             routes=routes,
             roles=tuple((provider_of(route.provider), _role_of(route, names)) for route in routes),
-            columns=plan_columns(request, order, names, routes),
+            draft=draft_task(request, order, names, routes),
             quote=self.prices.make_quote(candidates, request.count),
             warnings=self.catalog.warnings(request.params.model or None, day(self.clock.now())),
             ignored=next(iter(candidates.values())).ignored,

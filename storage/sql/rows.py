@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from json.encoder import encode_basestring
 from operator import attrgetter, itemgetter
 from types import UnionType
@@ -123,12 +123,12 @@ def _insert_text(table: str, kind: type, conflict: str, computed: tuple[tuple[st
             VALUES ({", ".join(values.values())}) {conflict}"""
 
 
-@lru_cache
+@cache
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cast("Any", kind)))
 
 
-@lru_cache
+@cache
 def _converted(kind: type) -> dict[str, str | int | None]:
     """Return the fields of a dataclass whose values are not always stored as they are.
 
@@ -168,7 +168,7 @@ _EMPTY: Final[Mapping[Any, str]] = {Mapping: "{}", tuple: "[]"}
 _encode_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
-@lru_cache
+@cache
 def _writer(kind: type) -> Callable[[Any], Any]:
     """Return the function that converts values of a type, once per type: to ask for a `Mapping` takes long."""
     if issubclass(kind, EncodedTuple):
@@ -225,7 +225,7 @@ def new_row(kind: type[T], values: Mapping[str, Any]) -> T:
     return row
 
 
-@lru_cache
+@cache
 def _defaults(kind: type) -> dict[str, Any]:
     """Return all fields, in their order, with MISSING for those without a default."""
     return {
@@ -234,14 +234,14 @@ def _defaults(kind: type) -> dict[str, Any]:
     }
 
 
-@lru_cache
+@cache
 def _fields(kind: type) -> tuple[dict[str, Any], frozenset[str]]:
     """Return what `_defaults` does, and the names of the fields without a default."""
     defaults = _defaults(kind)
     return defaults, frozenset(name for name, default in defaults.items() if default is MISSING)
 
 
-@lru_cache
+@cache
 def _readers(kind: type) -> tuple[tuple[str, ...], _Pick, list[tuple[str, Callable[[Any], Any]]]]:
     """Return the names of the fields, what picks their columns, and what converts those that need it."""
     if hasattr(kind, "__post_init__") or "__slots__" in vars(kind):

@@ -206,7 +206,7 @@ async def test_known_order_is_planned_and_stored_with_few_calls(tmp_path: Path) 
             with ListedCalls("/broker/", "/storage/", "<string>") as calls:
                 await orders.create("house:direct", request, await orders.plan("house:direct", request))
             counts.append(calls)
-    assert_few_calls(counts, 77)
+    assert_few_calls(counts, 76)
 
 
 async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ async def test_http_takes_few_calls_around_an_order(tmp_path: Path) -> None:
             counts.append(calls)
         protocol.connection_lost(None)
     assert transport.written.count(b"HTTP/1.1 202 ") == REPEATS
-    assert_few_calls(counts, 115)
+    assert_few_calls(counts, 114)
 
 
 async def test_orders_of_one_caller_wait_for_the_same_commit(tmp_path: Path) -> None:

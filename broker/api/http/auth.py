@@ -133,7 +133,7 @@ class Authenticator:
         is_direct = not self.settings.api_keys and is_direct_call(request, self.settings.cors_origins)
         if not is_direct or await self.credentials.has_accounts():
             return None
-        return self._house("local")
+        return self._local
 
     async def _find_by_key(self, offered: set[str]) -> Principal | None:
         if len(offered) != 1:
@@ -149,6 +149,10 @@ class Authenticator:
 
     def _house(self, name: str) -> Principal:
         return house_principal(name, sees_content=self.settings.admin_sees_content)
+
+    @cached_property
+    def _local(self) -> Principal:
+        return self._house("local")
 
     @cached_property
     def _configured(self) -> list[bytes]:
