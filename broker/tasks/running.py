@@ -28,9 +28,12 @@ CONCURRENCY: Final = {
     TaskState.QUEUED: 32,
     TaskState.SUBMITTING: 16,
     TaskState.WAITING: 32,
-    TaskState.FETCHING: 24,
+    TaskState.FETCHING: 40,
 }
-"""Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps."""
+"""Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps.
+
+Of FETCHING twice as many as download at a time: a result that waits here needs no claim, which reads the row again.
+"""
 HELD_CONCURRENCY: Final = 32
 """Submissions at a time to each provider that answers with the result, after minutes: they have slots of their own."""
 OWN_CONCURRENCY: Final = 32
