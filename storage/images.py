@@ -90,10 +90,13 @@ class Images:
         """
         column, value = owner_key(image.owner)
         caller = f"coalesce((SELECT caller FROM tasks WHERE {column} = :task LIMIT 1), '')"
-        statement = insert_row(
-            "images", image, "ON CONFLICT (owner, kind, position) DO NOTHING", computed={"caller": caller}
+        return insert_row(
+            "images",
+            image,
+            "ON CONFLICT (owner, kind, position) DO NOTHING",
+            computed={"caller": caller},
+            params={"task": value},
         )
-        return statement._replace(params={**statement.params, "task": value})
 
     def insert_link(self, image: StoredImage) -> Statement:
         """Insert an image whose bytes belong to another one, which is why they are not counted again."""

@@ -179,7 +179,7 @@ class Transitions:
         """Return the statements that write a change. number: of the attempt that it concerns, or 0."""
         update = self.tasks.update_task(task, **values)
         if is_paid:
-            update = update._replace(may_use_reserve=True)
+            update = Statement(update.sql, update.params, must_change=True, may_use_reserve=True)
         inserts = [self.images.insert_image(image) for image in results] if changes.task else []
         ledger = []
         if number and changes.attempt:

@@ -17,6 +17,7 @@ from storage.sql.database import Database, Row, Statement
 
 T = TypeVar("T")
 
+_NO_PARAMS: Final[Mapping[str, Any]] = {}
 _Pick: TypeAlias = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 """Returns the values of some columns, in their order."""
 
@@ -55,16 +56,20 @@ def insert_row(
     conflict: str = "",
     *,
     computed: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] = _NO_PARAMS,
     unset: tuple[str, ...] = (),
 ) -> Statement:
-    """Insert a dataclass. conflict: the ON CONFLICT clause. computed: further columns and their SQL expressions.
+    """Insert a dataclass. conflict: the ON CONFLICT clause.
 
+    computed: further columns and their SQL expressions. params: further parameters of these.
     unset: fields that have their defaults in most rows. In these they are a part of the text: to bind them takes as
     long as to store them.
     """
     kind: Any = type(row)
     if computed:
-        return Statement(_insert_text(table, kind, conflict, tuple(computed.items())), to_columns(vars(row)))
+        return Statement(
+            _insert_text(table, kind, conflict, tuple(computed.items())), {**to_columns(vars(row)), **params}
+        )
     columns = vars(row)
     form = _insert_form(table, kind, conflict, unset)
     if unset and form.unset_of(columns) != form.defaults:

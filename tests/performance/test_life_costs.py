@@ -119,6 +119,14 @@ async def test_many_lives_share_claims_and_looks_for_due_work(broker: RunningBro
     assert counts["thread hops of reads"] <= 10, counts
 
 
+async def test_rows_with_the_same_short_list_share_it(broker: RunningBroker, tmp_path: Path) -> None:
+    """A claim reads whole rows, and a list in JSON takes longer than the rest of one."""
+    tasks = [await broker.services.tables.tasks.get((await live(broker, tmp_path)).id) for _ in range(2)]
+    first, second = (task.candidates for task in tasks if task)
+    assert first
+    assert first is second
+
+
 async def test_idle_worker_looks_for_due_work_once_a_second(broker: RunningBroker) -> None:
     CountingSqlite.counts.clear()
     await asyncio.sleep(0.6)
