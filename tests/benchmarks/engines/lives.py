@@ -199,7 +199,9 @@ def _settings(url: str, folder: Path, package: ProviderPackage) -> Settings:
 
 def _database(settings: Settings) -> AbstractAsyncContextManager[Database]:
     url = settings.database
-    return SqliteDatabase(sqlite_path(url)) if url.startswith("sqlite:") else CountingPostgres(url)
+    if url.startswith("sqlite:"):
+        return SqliteDatabase(sqlite_path(url), own_process=True)  # as `broker serve` does
+    return CountingPostgres(url)
 
 
 def _skip_downloads(services: Services) -> None:
