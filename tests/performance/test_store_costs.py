@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from storage.children.messages import Unframer
+from storage.children.parent import Child
 from storage.errors import Stale
 from storage.sql.database import Outcome, Statement, to_dicts
 from storage.sql.migrate import upgrade_schema
@@ -143,6 +145,32 @@ async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: T
     assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
 
 
+async def test_writes_of_one_turn_are_one_message_to_the_writer_and_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, received = list[int](), list[int]()
+    send, messages = Child.send, Unframer.messages
+
+    def count_sent(child: Child, *parts: bytes) -> None:
+        sent.append(sum(map(len, parts)))
+        send(child, *parts)
+
+    def count_received(unframer: Unframer, data: bytes) -> Iterator[bytes]:
+        for message in messages(unframer, data):
+            received.append(len(message))
+            yield message
+
+    async with SqliteDatabase(tmp_path / "b.db", own_process=True) as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        monkeypatch.setattr(Child, "send", count_sent)
+        monkeypatch.setattr(Unframer, "messages", count_received)
+        text = f"INSERT INTO t (n) VALUES (:n) {' ' * 1000}"
+        await asyncio.gather(*(database.transact(Statement(text, row=(n,))) for n in range(WRITERS)))
+        assert (len(sent), len(received)) == (1, 1)
+        assert sent[0] < 1100 + 40 * WRITERS, "the text is sent once"
+        assert received[0] < 20 * WRITERS
+
+
 def savepoints(count: int) -> dict[str, int]:
     return {"SAVEPOINT": count, "RELEASE": count}
 
@@ -267,7 +295,7 @@ def list_calls(work: Callable[[], object]) -> list[str]:
 
 
 async def test_writes_and_reads_end_while_the_loop_is_never_idle(tmp_path: Path) -> None:
-    """Without turns the threads of the database get none for as long as another processor is free."""
+    """Without turns the thread that reads gets none for as long as another processor is free."""
     turns = 0
 
     async def never_idle() -> None:
@@ -279,7 +307,7 @@ async def test_writes_and_reads_end_while_the_loop_is_never_idle(tmp_path: Path)
                 pass
             await asyncio.sleep(0)
 
-    async with SqliteDatabase(tmp_path / "b.db") as database:
+    async with SqliteDatabase(tmp_path / "b.db", own_process=True) as database:
         await database.execute("CREATE TABLE t (n BIGINT)")
         busy = asyncio.create_task(never_idle())
         for number in range(3):

@@ -1,1 +1,1 @@
-"""The writing connection of a SQLite file: its thread, group commit, and what may keep it from writing."""
+"""The writing connection of a SQLite file: its process or thread, group commit, and what may keep it from writing."""

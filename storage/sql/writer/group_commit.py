@@ -155,7 +155,7 @@ class GroupCommitWriter:
                 self._fail_group(error)
         else:
             # it cannot know what was committed before it was opened
-            self._on_changes(ChangedRows((), is_foreign=True))
+            self._report_changes(ChangedRows((), is_foreign=True))
             self._is_writing = False
             self._start_group()
 
@@ -164,7 +164,7 @@ class GroupCommitWriter:
         if self._group:
             self._fail_group(StorageError(LOST))
         self._is_writing = False
-        self._on_changes(ChangedRows((), is_foreign=True))
+        self._report_changes(ChangedRows((), is_foreign=True))
         if self._submitted:
             self._loop.call_soon(self._start_group)
         self._on_loss()
@@ -182,7 +182,7 @@ class GroupCommitWriter:
             if self._submitted:  # the next group after this turn, with all that the turn adds
                 self._loop.call_soon(self._start_group)
         self._unfinished -= len(group)
-        self._on_changes(ChangedRows(report.changed, report.is_foreign))
+        self._report_changes(ChangedRows(report.changed, report.is_foreign))
         for write, result in zip(group, report.results, strict=True):
             if isinstance(result, Exception):
                 if not write.done.cancelled():
@@ -192,6 +192,12 @@ class GroupCommitWriter:
                 self._notify(*write.wake)
             if not write.done.cancelled():
                 write.done.set_result([_ONE_ROW if one == 1 else _outcome(one) for one in result])
+
+    def _report_changes(self, changed: ChangedRows) -> None:
+        try:
+            self._on_changes(changed)
+        except Exception as error:  # the writes are done all the same
+            self._loop.call_exception_handler({"message": "a listener for changed rows failed", "exception": error})
 
 
 def _ignore_error(done: asyncio.Future[list[Outcome]]) -> None:

@@ -22,7 +22,7 @@ from storage.sql.sqlite import SqliteDatabase, sqlite_path
 from storage.sql.writer.connections import WRITER_PRAGMAS, open_connection
 from storage.sql.writer.group_commit import GroupCommitWriter
 from storage.sql.writer.group_writer import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupWriter
-from storage.sql.writer.hosts import WriterThread
+from storage.sql.writer.hosts import WriterProcess, WriterThread
 from storage.sql.writer.row_recorder import RowRecorder
 
 pytestmark = pytest.mark.anyio
@@ -109,7 +109,8 @@ async def test_callers_do_not_wait_for_the_checkpoint_that_follows_their_commit(
     assert waits == [True]
 
 
-async def test_error_in_the_report_of_changes_does_not_stop_later_writes(tmp_path: Path) -> None:
+@EACH_WRITER
+async def test_error_in_the_report_of_changes_stops_no_writes(tmp_path: Path, own_process: bool) -> None:
     loop, errors, reports = asyncio.get_running_loop(), list[BaseException](), list[ChangedRows]()
 
     def fail_once(changed: ChangedRows) -> None:
@@ -117,13 +118,14 @@ async def test_error_in_the_report_of_changes_does_not_stop_later_writes(tmp_pat
         if len(reports) == 1:
             raise RuntimeError("a listener failed")
 
-    writer = GroupCommitWriter(WriterThread(GroupWriter(tmp_path / "b.db")), on_changes=fail_once)
+    path = tmp_path / "b.db"
+    host = WriterProcess(path, spends_reserve=False) if own_process else WriterThread(GroupWriter(path))
+    writer = GroupCommitWriter(host, on_changes=fail_once, on_loss=pytest.fail)
     await writer.open()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
     try:
-        writer.submit([Statement(sql="CREATE TABLE t (n BIGINT)")])
-        await asyncio.sleep(0)
+        await asyncio.wait_for(writer.submit([Statement(sql="CREATE TABLE t (n BIGINT)")]), 4)
         await asyncio.wait_for(submit_numbers(writer, range(1))[0], 4)
     finally:
         loop.set_exception_handler(handler)
