@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -84,9 +83,9 @@ class RunningSteps:
     tasks: Tasks
     metrics: Metrics
     _steps: dict[asyncio.Task[bool], RunningStep] = field(default_factory=dict)
-    _used: Counter[tuple[TaskState | None, SlotUse]] = field(default_factory=Counter)
+    _used: dict[tuple[TaskState | None, SlotUse], int] = field(default_factory=dict)
     """Number of steps by the slots that they take."""
-    _stepping: Counter[tuple[TaskState, str]] = field(default_factory=Counter)
+    _stepping: dict[tuple[TaskState, str], int] = field(default_factory=dict)
     """Number of steps of each task, by the state that names them."""
     _ends: dict[tuple[TaskState, str], Subscription] = field(default_factory=dict)
     """Notified at the end of the steps of a task, by the state that names them."""
@@ -101,7 +100,7 @@ class RunningSteps:
             used = [(one, count) for (of, one), count in self._used.items() if of == state and one.account]
             of_account = sum(count for one, count in used if one.account == slots.account)
             return min(OWN_CONCURRENCY - sum(count for _, count in used), ACCOUNT_CONCURRENCY - of_account)
-        return (HELD_CONCURRENCY if slots.held_by else CONCURRENCY.get(state, 1)) - self._used[state, slots]
+        return (HELD_CONCURRENCY if slots.held_by else CONCURRENCY.get(state, 1)) - self._used.get((state, slots), 0)
 
     def has_step_of(self, task_id: str, state: TaskState) -> bool:
         """Return whether a step of this task and state is in progress here."""
@@ -144,7 +143,7 @@ class RunningSteps:
 
     def reserve(self, state: TaskState, count: int) -> None:
         """Count shared slots as used by steps that have not begun yet; negative: no longer."""
-        self._used[state, SHARED_SLOTS] += count
+        _add_to(self._used, (state, SHARED_SLOTS), count)
 
     def _count(self, step: RunningStep, difference: int) -> None:
         _add_to(self._used, (step.state, step.slots), difference)
@@ -309,9 +308,9 @@ def _step_state(state: TaskState) -> TaskState:
     return TaskState.SUBMITTING if state == TaskState.QUEUED else state
 
 
-def _add_to(counter: Counter[T], key: T, difference: int) -> int:
-    """Change a count, and return it; one of 0 is not kept."""
-    counter[key] = count = counter[key] + difference
+def _add_to(counter: dict[T, int], key: T, difference: int) -> int:
+    """Change a count, and return it; one of 0 is not kept. Of a dict: what a Counter adds is written in Python."""
+    counter[key] = count = counter.get(key, 0) + difference
     if not count:
         del counter[key]
     return count
