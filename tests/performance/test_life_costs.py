@@ -31,6 +31,9 @@ SETTLING_SECONDS = 0.2
 """After it nothing is left to do that a life began."""
 
 
+PLAIN = {str, int, float, bytes, type(None)}
+
+
 class CountingSqlite(SqliteDatabase):
     """Counts what it is asked for."""
 
@@ -49,6 +52,8 @@ class CountingSqlite(SqliteDatabase):
         self.counts["transactions"] += bool(statements)
         self.counts["statements"] += len(statements)
         self.counts["wake-ups of workers"] += DUE_CHANNEL in wake
+        values = [value for one in statements for value in (*one.params.values(), *one.row)]
+        self.counts["values of other classes"] += sum(type(value) not in PLAIN for value in values)
         return await super().transact(*statements, wake=wake)
 
 
@@ -83,6 +88,7 @@ async def test_one_life_takes_four_transactions_and_hardly_a_read(broker: Runnin
     assert counts["transactions"] == 4, counts
     assert counts["thread hops of reads"] <= 2, "for the status of the providers, twice a second at most"
     assert counts["statements"] <= 12, counts
+    assert counts["values of other classes"] == 0, "one costs a conversion of all values of its group"
     assert counts["point reads"] <= 2, counts
     assert counts["reads of whole rows"] == 0, "each step has the row that the one before it wrote"
     assert counts["looks for due work"] <= 2, counts
