@@ -24,10 +24,10 @@ Work: TypeAlias = Callable[[], Awaitable[None]]
 """Begins what is to be done with one task, and returns its end."""
 
 CONCURRENCY: Final = {
-    TaskState.QUEUED: 32,
+    TaskState.QUEUED: 64,
     TaskState.SUBMITTING: 16,
-    TaskState.WAITING: 32,
-    TaskState.FETCHING: 40,
+    TaskState.WAITING: 64,
+    TaskState.FETCHING: 120,
 }
 """Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps.
 

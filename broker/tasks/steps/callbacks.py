@@ -25,7 +25,7 @@ from storage.tasks import DUE_CHANNEL, Task
 from webhooks.redaction import MASK
 from webhooks.verification import MalformedBody, Verification, parse_body
 
-CONCURRENCY: Final = 32
+CONCURRENCY: Final = 64
 RETRY_SECONDS: Final = 1.0
 SUBMISSION_PATIENCE_SECONDS: Final = 0.25
 """A callback waits so long for the answer to the submission, which is usually on its way: both would change the row."""

@@ -21,10 +21,10 @@ pytestmark = pytest.mark.anyio
 class Echo:
     """A child of `echoing_child`, its messages, and how often it was lost."""
 
-    def __init__(self, module: str = "tests.support.echoing_child") -> None:
+    def __init__(self, module: str = "tests.support.echoing_child", **limits: int) -> None:
         self.messages: asyncio.Queue[bytes] = asyncio.Queue()
         self.losses = 0
-        self.child = Child(module, on_message=self.messages.put_nowait, on_loss=self._count)
+        self.child = Child(module, on_message=self.messages.put_nowait, on_loss=self._count, **limits)
 
     def _count(self) -> None:
         self.losses += 1
@@ -176,3 +176,23 @@ def test_message_of_two_gib_is_refused() -> None:
 
     with pytest.raises(ValueError, match="two GiB"):
         frame((Long(),))
+
+
+async def test_killed_child_reports_nothing_more_and_another_one_can_start() -> None:
+    async with Echo() as echo:
+        pid = echo.child.pid
+        echo.child.send(b"sleep 60")
+        echo.child.kill()
+        await echo.child.start(b"first")
+        assert await echo.next() == b"again: first"
+        await eventually(lambda: pid is not None and not is_running(pid))
+        assert echo.losses == 0
+
+
+async def test_child_that_announces_too_large_a_message_is_lost() -> None:
+    async with Echo(max_message_bytes=1000) as echo:
+        echo.child.send(b"x" * 900)
+        assert len(await echo.next()) == 907
+        echo.child.send(b"x" * 1000)
+        await eventually(lambda: echo.losses == 1)
+        assert echo.child.pid is None
