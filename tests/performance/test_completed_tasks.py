@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from broker.services import Services
 from storage.images import StoredImage
 from storage.states import TaskState
 from storage.tasks import Task
-from tests.support.api import a_task, open_api, task_cache
+from tests.support.api import a_task, open_api, png, task_cache
 
 pytestmark = pytest.mark.anyio
 
 TEXTS = ("", "a fox", 'quotes " and \\ and \n\t\x00\x1f', "红色的狐狸", "лиса", "\u2028 \x7f \x85", "🦊", "</script>")
 MOMENTS = (0.0, 1.0005, 1_700_000_000.9996, 1_764_000_000.123_456_7)
 TASKS = 150
+MAX_CALLS = 15
+"""Of Python functions, from the id to the response with its ETag; one is the test's own."""
 
 
 def make_task(rng: random.Random, number: int, services: Services) -> Task:
@@ -113,6 +116,23 @@ async def test_poll_of_a_completed_task_reads_once_and_the_third_one_nothing(tmp
         for reads in (1, 1, 0, 0):
             assert (await broker.client.get(f"/api/task/{task.id}")).status_code == 200
             assert broker.listeners.reads_of(task.id) == reads
+
+
+async def test_completed_task_is_read_and_rendered_in_few_calls(tmp_path: Path) -> None:
+    """What tasks of the same parameters share is in memory: the first reading has written it."""
+    async with open_api(tmp_path) as broker:
+        completed = task_cache(broker.services).completed
+        task = await broker.add_task(state=TaskState.SUCCEEDED, ended_at=broker.services.clock.now())
+        await broker.add_image(task.id, png())
+        assert completed.load(task.id) is not None
+        calls: list[str] = []
+        sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+        try:
+            loaded = completed.load(task.id)
+        finally:
+            sys.setprofile(None)
+        assert loaded is not None
+        assert len(calls) <= MAX_CALLS, calls
 
 
 async def test_task_that_has_not_completed_is_read_once_for_its_json(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 from starlette.requests import HTTPConnection
@@ -195,9 +194,11 @@ def etag_matches(request: HTTPConnection, tag: str) -> bool:
     return "*" in tags or tag in tags
 
 
-@dataclass(frozen=True, kw_only=True)
-class CachedResponse:
-    """A response ready to be sent many times, JSON by default. fixed: its headers but for the ETag."""
+class CachedResponse(NamedTuple):
+    """A response ready to be sent many times, JSON by default. fixed: its headers but for the ETag.
+
+    A tuple, which is made in a third of the time of a frozen dataclass: polls of completed tasks make one each.
+    """
 
     body: bytes
     tag: str

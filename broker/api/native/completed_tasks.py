@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from json.encoder import encode_basestring as quote
 from typing import Any, Final, NamedTuple
@@ -18,13 +17,14 @@ from broker.api.http.responses import CachedResponse, encode_text, to_json
 from broker.clock import iso
 from broker.orders import USD_DIGITS
 from broker.presenter import TaskPresenter, image_links
-from storage.ids import TASK_ID, provider_of
+from storage.ids import provider_of
 from storage.sql.database import Database
 
 _TASK_COLUMNS: Final = (
     *("version", "prompt", "model", "mode", "aspect_ratio", "resolution", "params", "texts", "provider", "attempt"),
     *("cost", "cost_usd", "created_at", "updated_at", "ended_at", "pinned_at"),
 )
+_FIRST_IMAGE_COLUMN: Final = len(_TASK_COLUMNS)
 _IMAGE_COLUMNS: Final = ("name", "media_type", "size", "width", "height", "sha256")
 _READ: Final = f"""SELECT {", ".join(f"t.{name}" for name in _TASK_COLUMNS)},
         {", ".join(f"i.{name}" for name in _IMAGE_COLUMNS)}
@@ -37,8 +37,7 @@ _KNOWN_PARAMS: Final = 1024
 Row = Sequence[Any]
 
 
-@dataclass(frozen=True)
-class CompletedTask:
+class CompletedTask(NamedTuple):
     """version: of the row. response: in every language, because it has no sentence."""
 
     version: int
@@ -55,6 +54,17 @@ class _Shared(NamedTuple):
     generation: str
     ratio: str
     size: str
+
+
+class _Measured(NamedTuple):
+    """Parts of the JSON of all results of the same type and size, around their names, bytes and hashes."""
+
+    folder: str
+    size: str
+    media_type: str
+    thumbnail: str | None
+    """Follows the address of the image; None if it has no thumbnail."""
+    sizes: str
 
 
 class CompletedTasks:
@@ -78,16 +88,19 @@ class CompletedTasks:
             )
 
         @lru_cache(_KNOWN_PARAMS)
-        def provider_names(account: str) -> tuple[str, str]:
-            """Return the JSON of the provider of an account, and of its unit."""
+        def charged(account: str, cost: float | None, cost_usd: float | None) -> tuple[str, str]:
+            """Return the JSON of the provider of an account, and of what it charged."""
             provider = provider_of(account)
-            return quote(provider), _or_null(unit_of(provider))
+            if cost is None:
+                return quote(provider), "null"
+            usd = "null" if cost_usd is None else repr(round(cost_usd, USD_DIGITS))
+            return quote(provider), f'{{"amount":{cost!r},"unit":{_or_null(unit_of(provider))},"usd":{usd}}}'
 
-        self._shared, self._provider_names = shared, provider_names
+        self._shared, self._charged = shared, charged
 
     def load(self, task_id: str) -> CompletedTask | None:
         """Return a completed task, or None if there is none, or the database does not answer at once."""
-        rows = self._database.fetch_at_once(_READ, id=task_id) if TASK_ID.fullmatch(task_id) else None
+        rows = self._database.fetch_at_once(_READ, id=task_id)
         if not rows:
             return None
         body = encode_text(self._document(task_id, rows))
@@ -95,44 +108,52 @@ class CompletedTasks:
 
     def _document(self, task_id: str, rows: Sequence[Row]) -> str:
         _, prompt, model, mode, ratio, resolution, params, texts, account, attempt, *rest = rows[0]
-        cost, cost_usd, created_at, updated_at, ended_at, pinned_at = rest[:6]
-        shared, (provider, unit) = self._shared(model, mode, ratio, resolution), self._provider_names(account)
+        cost, cost_usd, created_at, updated_at, ended_at, pinned_at, *image = rest
+        task, begin, ratio, requested = self._shared(model, mode, ratio, resolution)
+        provider, charged = self._charged(account, cost, cost_usd)
         prompt, updated = quote(prompt), iso(updated_at)
-        url, images = "null", ""
-        if rest[6] is not None:
-            documents = [_image(row[16:], shared.size) for row in rows]
-            url, images = documents[0][0], ",".join([document for _, document in documents])
         ended = updated if ended_at is None or ended_at == updated_at else iso(ended_at)
+        url, images, generation = "null", "", "null"
+        if image[0] is not None:
+            url, images = _image(requested, image)
+            if len(rows) > 1:
+                images = ",".join([images, *[_image(requested, row[_FIRST_IMAGE_COLUMN:])[1] for row in rows[1:]]])
+            generation = (
+                f'{{"id":"{task_id}",{begin},"prompt":{prompt},"url":{url},"timestamp":"{ended}",'
+                f'"aspectRatio":{ratio},"steps":{"null" if params == "{}" else _steps(params)}}}'
+            )
         is_kept = ended_at is None or pinned_at is not None
         expires = "null" if is_kept else f'"{iso(ended_at + self._retention)}"'
-        generation = (
-            f'{{"id":"{task_id}",{shared.generation},"prompt":{prompt},"url":{url},"timestamp":"{ended}",'
-            f'"aspectRatio":{shared.ratio},"steps":{_steps(params)}}}'
-            if images
-            else "null"
-        )
-        charged = "null"
-        if cost is not None:
-            usd = "null" if cost_usd is None else repr(round(cost_usd, USD_DIGITS))
-            charged = f'{{"amount":{cost!r},"unit":{unit},"usd":{usd}}}'
         return (
-            f'{{"success":true,"data":{{"id":"{task_id}","status":"completed","prompt":{prompt},{shared.task},'
-            f'"result":{url},"results":[{images}],"texts":{_compact(texts)},"error":null,"errorDetail":null,'
-            f'"progress":{_DONE},"provider":{provider},"attempts":{attempt},"cost":{charged},'
+            f'{{"success":true,"data":{{"id":"{task_id}","status":"completed","prompt":{prompt},{task},'
+            f'"result":{url},"results":[{images}],"texts":{texts if texts == "[]" else _compact(texts)},"error":null,'
+            f'"errorDetail":null,"progress":{_DONE},"provider":{provider},"attempts":{attempt},"cost":{charged},'
             f'"createdAt":"{iso(created_at)}","updatedAt":"{updated}","expiresAt":{expires},"generation":{generation}}}}}'
         )
 
 
-def _image(columns: Row, requested: str) -> tuple[str, str]:
+def _image(requested: str, columns: Row) -> tuple[str, str]:
     """Return the address and the document of a result. requested: the JSON of that size."""
     name, media_type, size, width, height, sha256 = columns
-    path, thumbnail = image_links(name, "result", media_type, width, height)
-    url, actual = quote(path), _size(width, height)
-    mismatch = "true" if requested not in {"null", actual} else "false"
+    folder, of_size, of_type, of_thumbnail, sizes = _measured(media_type, width, height, requested)
+    url = quote(folder + name)
+    thumbnail = "null" if of_thumbnail is None else f'{url[:-1]}{of_thumbnail}"'
     return url, (
-        f'{{"url":{url},"width":{width},"height":{height},"bytes":{size},"mediaType":{quote(media_type)},'
-        f'"sha256":"{sha256}","thumbnail":{_or_null(thumbnail)},"requested":{requested},"actual":{actual},'
-        f'"mismatch":{mismatch}}}'
+        f'{{"url":{url},{of_size},"bytes":{size},"mediaType":{of_type},"sha256":"{sha256}","thumbnail":{thumbnail},{sizes}}}'
+    )
+
+
+@lru_cache(_KNOWN_PARAMS)
+def _measured(media_type: str, width: int, height: int, requested: str) -> _Measured:
+    folder, thumbnail = image_links("", "result", media_type, width, height)
+    actual = _size(width, height)
+    mismatch = "true" if requested not in {"null", actual} else "false"
+    return _Measured(
+        folder,
+        f'"width":{width},"height":{height}',
+        quote(media_type),
+        None if thumbnail is None else thumbnail.removeprefix(folder),
+        f'"requested":{requested},"actual":{actual},"mismatch":{mismatch}',
     )
 
 
@@ -145,9 +166,9 @@ def _size(width: int, height: int) -> str:
 
 
 def _compact(column: str) -> str:
-    return column if column == "[]" else to_json(json.loads(column)).decode()
+    return to_json(json.loads(column)).decode()
 
 
 def _steps(params: str) -> str:
-    steps = None if params == "{}" else json.loads(params).get("steps")
+    steps = json.loads(params).get("steps")
     return "null" if steps is None else f"{steps}"

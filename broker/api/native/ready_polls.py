@@ -42,8 +42,7 @@ _METHODS: Final = {"GET", "HEAD"}
 _BODY_HEADERS: Final = {b"content-length", b"transfer-encoding", b"expect"}
 
 
-@dataclass(frozen=True)
-class ReadyResponse:
+class ReadyResponse(NamedTuple):
     """head: status line and headers, without the empty line after them."""
 
     head: bytes
@@ -120,13 +119,15 @@ class ReadyPolls:
             return None
         self._counters[status].inc()
         head = self._head(response, status, poll.origin)
-        own = b"\r\netag: %b\r\nx-request-id: %b" % (response.tag.encode(), self._ids.choose(poll.request_id))
+        tag, request_id = response.tag.encode(), self._ids.choose(poll.request_id)
         if status == 304:
-            return ReadyResponse(head + own, b"")
-        return ReadyResponse(b"%b%b\r\ncontent-length: %d" % (head, own, len(response.body)), response.body)
+            return ReadyResponse(b"%b\r\netag: %b\r\nx-request-id: %b" % (head, tag, request_id), b"")
+        body = response.body
+        own = head, tag, request_id, len(body)
+        return ReadyResponse(b"%b\r\netag: %b\r\nx-request-id: %b\r\ncontent-length: %d" % own, body)
 
     def _head(self, response: CachedResponse, status: int, origin: bytes | None) -> bytes:
-        key = status, origin, "retry-after" in response.headers
+        key = status, origin, "retry-after" in response.fixed
         head = self._heads.get(key)
         if head is None:
             sent = response.full() if status == 200 else response.not_modified()
