@@ -11,7 +11,7 @@ from typing import Final, Protocol, overload
 
 _EPOCH: Final = date(1970, 1, 1)
 _MINUTES: Final = tuple(f"T{minute // 60:02}:{minute % 60:02}:" for minute in range(24 * 60))
-"""Texts are looked up: each response has three moments, and `datetime` would need eight times as long."""
+"""Texts are looked up: each response has three moments, and `datetime` would need three times as long."""
 _SECONDS: Final = tuple(f"{second:02}." for second in range(60))
 _MILLISECONDS: Final = tuple(f"{millisecond:03}Z" for millisecond in range(1000))
 
