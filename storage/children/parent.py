@@ -134,6 +134,7 @@ class _Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._socket = transport.get_extra_info("socket")
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -149,7 +150,13 @@ class _Line(asyncio.Protocol):
             self._on_loss()
 
     def send(self, parts: tuple[bytes, ...]) -> None:
-        self._transport.writelines(frame(parts))
+        """Write now what the socket takes: the transport of uvloop would begin at the end of this turn of the loop."""
+        pieces, sent = frame(parts), 0
+        if not self._transport.get_write_buffer_size():
+            with suppress(OSError):  # full, or lost, which the transport notes
+                sent = os.writev(self._socket.fileno(), pieces)
+        if sent < sum(map(len, pieces)):
+            self._transport.write(b"".join(pieces)[sent:])
 
     def abort(self) -> None:
         """Close both ends now, and report nothing any more."""

@@ -206,7 +206,7 @@ async def test_known_order_is_planned_and_stored_with_few_calls(tmp_path: Path) 
             with ListedCalls("/broker/", "/storage/", "<string>") as calls:
                 await orders.create("house:direct", request, await orders.plan("house:direct", request))
             counts.append(calls)
-    assert_few_calls(counts, 76)
+    assert_few_calls(counts, 77)
 
 
 async def test_few_layers_are_around_the_handler_of_an_order(tmp_path: Path) -> None:

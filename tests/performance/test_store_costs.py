@@ -23,6 +23,7 @@ from storage.sql.migrate import upgrade_schema
 from storage.sql.postgres import PostgresDatabase
 from storage.sql.rows import encode_once, from_row, new_row, set_clause, to_columns
 from storage.sql.sqlite import SqliteDatabase
+from storage.sql.writer import group_commit
 from storage.sql.writer.connections import WRITER_PRAGMAS, open_connection
 from storage.sql.writer.group_commit import GroupCommitWriter
 from storage.sql.writer.group_writer import CHECKPOINT_STATEMENTS, MAX_GROUP_STATEMENTS, GroupWriter
@@ -73,6 +74,12 @@ class Traced:
 
 
 @pytest.fixture
+def one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All writes of a turn are one group, however many."""
+    monkeypatch.setattr(group_commit, "WRITES_OF_A_HALF_TURN", 10_000)
+
+
+@pytest.fixture
 async def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Traced]:
     """A writer on a table `t`, with the statements that it runs and its calls into the event loop."""
     statements: list[str] = []
@@ -104,12 +111,21 @@ async def test_single_write_runs_no_statements_but_its_own_and_the_transaction(t
     assert len(traced.hops) == 1
 
 
+async def test_writer_works_on_the_first_writes_of_a_long_turn_while_the_loop_goes_on(traced: Traced) -> None:
+    await traced.write(*([insert(number)] for number in range(WRITERS)))
+    assert traced.count() == {"BEGIN": 2, "PRAGMA": 2, "INSERT": WRITERS, "COMMIT": 2}
+    firsts = traced.statements[: traced.statements.index("COMMIT")]
+    assert len([one for one in firsts if one.startswith("INSERT")]) == group_commit.WRITES_OF_A_HALF_TURN
+
+
+@pytest.mark.usefixtures("one_group")
 async def test_writes_of_one_turn_share_one_commit_and_one_hop_without_savepoints(traced: Traced) -> None:
     await traced.write(*([insert(number)] for number in range(WRITERS)))
     assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": WRITERS, "COMMIT": 1}
     assert len(traced.hops) == 1
 
 
+@pytest.mark.usefixtures("one_group")
 @pytest.mark.parametrize("writes", [8, WRITERS])
 async def test_log_is_copied_into_the_database_after_as_many_pages_whatever_the_size_of_groups(
     traced: Traced, writes: int
@@ -124,6 +140,7 @@ async def test_log_is_copied_into_the_database_after_as_many_pages_whatever_the_
     assert groups == -(-CHECKPOINT_STATEMENTS // counted)
 
 
+@pytest.mark.usefixtures("one_group")
 async def test_equal_inserts_of_a_group_run_as_few_statements(traced: Traced) -> None:
     one = insert(0)
     writes = [
@@ -145,6 +162,7 @@ async def test_equal_inserts_cost_one_more_run_if_one_of_them_is_stale(traced: T
     assert traced.count() == {"BEGIN": 1, "PRAGMA": 1, "INSERT": 2 + 20, "COMMIT": 1, **rolled_back}
 
 
+@pytest.mark.usefixtures("one_group")
 async def test_writes_of_one_turn_are_one_message_to_the_writer_and_one_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +229,7 @@ async def test_writes_that_arrive_during_a_commit_share_the_next_one(traced: Tra
     assert len(traced.hops) == 2
 
 
+@pytest.mark.usefixtures("one_group")
 async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None:
     writes = [[insert(number)] for number in range(WRITERS)]
     results = await traced.write(*writes, [insert(-1), change(-2, must_change=True)])
@@ -220,6 +239,7 @@ async def test_failed_write_costs_its_group_one_more_run(traced: Traced) -> None
     assert len(traced.hops) == 1
 
 
+@pytest.mark.usefixtures("one_group")
 async def test_write_that_fails_with_its_first_statement_costs_its_group_nothing(traced: Traced) -> None:
     """It is how a decision on a row ends that another one has changed: two of a life that come at the same time."""
     writes = [[insert(number)] for number in range(WRITERS)]

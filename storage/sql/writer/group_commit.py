@@ -20,6 +20,8 @@ from storage.sql.writer.opened_files import FileIdentity, OpenedFiles
 
 MAX_WRITES_PER_COMMIT: Final = 256
 """Others wait for the next group."""
+WRITES_OF_A_HALF_TURN: Final = 24
+"""Handed over at once if the writer is idle, which works then while the loop does the rest of a long turn."""
 LOST: Final = (
     "the process that writes the database has ended, and it is unknown whether this was stored: look before you try "
     "again, and into the kernel's log, which says whether memory was exhausted"
@@ -99,10 +101,12 @@ class GroupCommitWriter:
         wake: channels to be notified after the commit.
         """
         done: asyncio.Future[list[Outcome]] = self._loop.create_future()
-        if not self._submitted and not self._is_writing:  # one group of all writes of one turn of the loop
+        if not self._submitted and not self._is_writing:  # one group of the writes of one turn of the loop
             self._loop.call_soon(self._start_group)
         self._submitted.append(Submitted(statements, done, wake))
         self._unfinished += 1
+        if len(self._submitted) >= WRITES_OF_A_HALF_TURN:
+            self._start_group()
         return done
 
     async def flush(self) -> None:
