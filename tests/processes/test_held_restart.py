@@ -44,7 +44,9 @@ async def test_the_same_request_gets_the_same_order_after_a_restart(
             waiting = asyncio.create_task(broker.client.post("/generate", json=order, headers=first))
 
             async def is_ordered() -> bool:
-                return await accepted_jobs(sandbox) == 1
+                """Return whether the answer of the provider is stored: killed before, its outcome would be unknown."""
+                tasks = (await broker.client.get("/api/tasks")).json()["data"]
+                return [task["progress"]["stage"] for task in tasks] == ["waiting"]
 
             await until(is_ordered)
             await (broker.kill() if end == "kill" else broker.stop())
@@ -55,5 +57,6 @@ async def test_the_same_request_gets_the_same_order_after_a_restart(
                 assert (await waiting).status_code == 503
         async with serving(env, tmp_path) as broker:
             answer = await broker.client.post("/generate", json=order, headers=again)
-        assert (answer.status_code, len(answer.json()["images"])) == (200, 1), answer.text
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json().get("images", [])) == 1, answer.text
         assert await accepted_jobs(sandbox) == 1
