@@ -5,6 +5,8 @@ Few imports: a child has to start fast and to stay small.
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import threading
@@ -24,8 +26,12 @@ class ParentMessages:
 
         seconds: the wait for its first byte. Raises TimeoutError after that.
         """
-        self._connection.settimeout(seconds)
-        head = self._read(LENGTH_BYTES, seconds)
+        try:
+            self._connection.settimeout(seconds)
+            head = self._read(LENGTH_BYTES, seconds)
+        except TimeoutError:
+            self._connection.settimeout(None)  # it would hold for `send`, which would give up amid a message
+            raise
         return None if head is None else self._read(int.from_bytes(head, "big"))
 
     def send(self, *parts: bytes) -> None:
@@ -35,6 +41,19 @@ class ParentMessages:
                 self._connection.sendall(b"".join(frame(parts)))
         except OSError:
             return  # the parent is gone: `receive` says it
+
+    def end_with_parent(self) -> None:
+        """From now on, end this process as soon as the parent is gone, whatever it does: `receive` would tell later.
+
+        A parent that asks to end keeps its end open until this process has closed its own.
+        """
+        threading.Thread(target=self._wait_for_hang_up, name="parent-watch", daemon=True).start()
+
+    def _wait_for_hang_up(self) -> None:
+        poll = select.poll()
+        poll.register(self._connection.fileno(), 0)  # a hang-up is always reported, messages are not
+        poll.poll()
+        os._exit(1)
 
     def _read(self, size: int, seconds: float | None = None) -> bytes | None:
         buffer = bytearray(size)

@@ -15,6 +15,8 @@ from storage.sql.writer.messages import CLOSE, Opening, decode_group, encode_ope
 
 def main() -> None:
     parent = connect_parent()
+    # a restarted broker writes, too: two processes that write and copy the log can damage the database
+    parent.end_with_parent()
     first = parent.receive()
     if not first:
         return
@@ -35,9 +37,7 @@ def _serve(parent: ParentMessages, writer: GroupWriter) -> None:
     def receive(seconds: float | None) -> Group | None:
         message = parent.receive(seconds)
         if message is None:
-            # without closing the connection, which copies the log into the database: a restarted broker may do that
-            # at the same time, and two that do can damage it
-            os._exit(1)
+            os._exit(1)  # without closing the connection, which copies the log into the database
         return None if message == CLOSE else decode_group(message)
 
     writer.run(receive, lambda report: parent.send(encode_report(report)))

@@ -17,6 +17,8 @@ from storage.sql.writer.groups import Group, Report
 from storage.sql.writer.messages import CLOSE, Opening, decode_opened, decode_report, encode_group
 from storage.sql.writer.opened_files import FileIdentity
 
+STARTS: Final = 2
+"""Of a process that ends while it starts, which may be by chance: it was killed because memory was exhausted."""
 NOT_STARTED: Final = (
     "the process that writes the database does not start: look whether memory or the number of processes is exhausted"
 )
@@ -94,6 +96,13 @@ class WriterThread:
             raise TimeoutError from None
 
 
+class _EndedAtStart(StorageError):
+    """The process ended before it had opened the database."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_STARTED)
+
+
 class WriterProcess:
     """A process of its own, which does not compete with the event loop. path, spends_reserve: see `GroupWriter`."""
 
@@ -103,6 +112,7 @@ class WriterProcess:
         self._child = Child("storage.sql.writer", on_message=self._receive, on_loss=self._lose)
         self._opened: asyncio.Future[Mapping[str, FileIdentity]] | None = None
         """While it starts."""
+        self._is_stopped = False
 
     @property
     def pid(self) -> int | None:
@@ -117,12 +127,22 @@ class WriterProcess:
         on_loss: Callable[[], None],
     ) -> Mapping[str, FileIdentity]:
         self._on_report, self._on_loss = on_report, on_loss
+        opening = Opening(str(self._path), self._spends_reserve, known, setup)
+        for starts_left in reversed(range(STARTS)):
+            try:
+                return await self._start_once(opening)
+            except _EndedAtStart:
+                if not starts_left or self._is_stopped:
+                    raise
+        raise AssertionError("the last start has returned or raised")
+
+    async def _start_once(self, opening: Opening) -> Mapping[str, FileIdentity]:
         self._opened = asyncio.get_running_loop().create_future()
         try:
-            await self._child.start(Opening(str(self._path), self._spends_reserve, known, setup).encode())
+            await self._child.start(opening.encode())
             identities = await self._opened
             if self._child.pid is None:  # lost since it has answered
-                raise StorageError(NOT_STARTED)
+                raise _EndedAtStart
         except BaseException as error:
             await self._child.stop()
             if isinstance(error, OSError):
@@ -136,6 +156,7 @@ class WriterProcess:
         self._child.send(encode_group(group))
 
     async def stop(self) -> None:
+        self._is_stopped = True
         if self._opened is not None:
             self._opened.cancel()
         self._child.send(CLOSE)
@@ -157,4 +178,4 @@ class WriterProcess:
         if self._opened is None:
             self._on_loss()
         elif not self._opened.done():
-            self._opened.set_exception(StorageError(NOT_STARTED))
+            self._opened.set_exception(_EndedAtStart())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.children import parent
+from storage.children.child import ParentMessages
 from storage.children.messages import MAX_MESSAGE_BYTES, Unframer, frame
 from storage.children.parent import Child
 
@@ -46,6 +48,12 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def kill_and_wait(pid: int) -> None:
+    """Kill a child, and wait until it has ended, without reaping it."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def is_running(pid: int) -> bool:
@@ -149,6 +157,32 @@ async def test_child_waits_for_a_message_as_long_as_it_wants() -> None:
         echo.child.send(b"wait 30")
         echo.child.send(b"this")
         assert await echo.next() == b"this"
+
+
+async def test_message_after_a_wait_is_sent_whole_however_late_it_is_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = ParentMessages(theirs)
+        with pytest.raises(TimeoutError):
+            child.receive(0.01)
+        sending = asyncio.create_task(asyncio.to_thread(child.send, b"x" * 3_000_000))
+        await asyncio.sleep(0.1)
+        unframer, messages = Unframer(), list[bytes]()
+        while not messages:
+            messages += unframer.messages(await asyncio.wait_for(asyncio.to_thread(ours.recv, 2**20), 5))
+        await sending
+    assert [len(message) for message in messages] == [3_000_000]
+
+
+async def test_nothing_is_sent_to_a_child_whose_connection_is_closing() -> None:
+    """Transports of Python 3.12 and 3.13 raise for that."""
+    async with Echo() as echo:
+        pid = echo.child.pid
+        assert pid is not None
+        kill_and_wait(pid)
+        while not echo.losses:
+            echo.child.send(b"x")
+            await asyncio.sleep(0)
 
 
 async def test_child_that_was_spawned_and_not_started_ends() -> None:

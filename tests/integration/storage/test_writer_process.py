@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -15,15 +16,18 @@ from typing import Any
 
 import pytest
 
+from storage.children.messages import frame
 from storage.errors import DatabaseReplaced, Stale, StorageError
 from storage.sql.database import Outcome, Statement
 from storage.sql.row_changes import ChangedRows
 from storage.sql.sqlite import SqliteDatabase
 from storage.sql.writer.group_commit import GroupCommitWriter
 from storage.sql.writer.hosts import WriterProcess
+from storage.sql.writer.messages import Opening, encode_group
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).parents[3]
 SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000) SELECT max(i) FROM n"
 
 
@@ -67,6 +71,12 @@ async def killable(tmp_path: Path) -> AsyncIterator[Killable]:
         yield one
     finally:
         await one.writer.close()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def children() -> list[int]:
@@ -146,10 +156,10 @@ async def test_writer_killed_in_the_middle_of_groups_loses_no_acknowledged_write
     killable: Killable,
 ) -> None:
     acknowledged, failed, numbers = list[int](), list[int](), iter(range(100_000))
-    ends = asyncio.get_running_loop().time() + 1.0
+    killed = asyncio.Event()
 
     async def write() -> None:
-        while asyncio.get_running_loop().time() < ends:
+        while not killed.is_set():
             number = next(numbers)
             try:
                 await killable.insert(number)
@@ -159,11 +169,16 @@ async def test_writer_killed_in_the_middle_of_groups_loses_no_acknowledged_write
             else:
                 acknowledged.append(number)
 
+    async def wait_for_writes(count: int) -> None:
+        enough = len(acknowledged) + count
+        await eventually(lambda: len(acknowledged) > enough)
+
     async def kill() -> None:
         for _ in range(4):
-            await asyncio.sleep(0.2)
-            if killable.host.pid is not None:
-                killable.kill()
+            await wait_for_writes(500)  # so it is not killed while it starts
+            killable.kill()
+        await wait_for_writes(500)
+        killed.set()
 
     await asyncio.gather(kill(), *(write() for _ in range(50)))
     stored = killable.stored()
@@ -185,6 +200,33 @@ async def test_writes_that_wait_while_the_writer_dies_are_written_by_the_next_on
     await asyncio.gather(*waiting)
     assert len(killable.stored()) == 6
     assert [one.is_foreign for one in killable.changes].count(True) >= 2, "at the loss, and at the next start"
+
+
+async def test_writer_that_dies_while_it_starts_is_started_once_more(killable: Killable) -> None:
+    killable.kill()
+    await eventually(lambda: killable.host.pid is None)
+    waiting = killable.insert(1)
+    await eventually(lambda: killable.host.pid is not None)
+    killable.kill()
+    await waiting
+    assert killable.stored() == [(1, "left"), (1, "right")]
+
+
+async def test_writer_whose_parent_is_gone_does_not_commit_what_it_has_begun(killable: Killable) -> None:
+    """A restarted broker would have a second writer beside it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "storage.sql.writer"]
+        process = await asyncio.create_subprocess_exec(*command, stdin=theirs.fileno(), cwd=ROOT)
+        ours.sendall(b"".join(frame((Opening(str(killable.path), False, None, ()).encode(),))))
+        await asyncio.to_thread(ours.recv, 1)  # it has opened the database
+        group = [[Statement(SLOW), Statement("INSERT INTO pairs VALUES (1, 'left')")]]
+        ours.sendall(b"".join(frame((encode_group(group),))))
+        await asyncio.sleep(0.2)
+    async with asyncio.timeout(3):
+        await process.wait()
+    await killable.insert(2)
+    assert killable.stored() == [(2, "left"), (2, "right")]
 
 
 async def test_next_writer_records_changed_rows_too(tmp_path: Path) -> None:
