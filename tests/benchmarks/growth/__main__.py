@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -44,8 +45,9 @@ Call = Callable[[], Awaitable[object]]
 
 async def _calls(database: Database) -> dict[str, Call]:
     tasks, newest = Tasks(database), NewestTasks(database)
-    rows = await database.fetch("SELECT id FROM tasks WHERE id > 'task_8' ORDER BY id LIMIT :n", n=SAMPLE)
-    ids = iter([row["id"] for row in rows] * 10_000)
+    middle = "SELECT count(*) / 2 FROM tasks"
+    rows = await database.fetch(f"SELECT id FROM tasks ORDER BY id LIMIT :n OFFSET ({middle})", n=SAMPLE)
+    ids = cycle([row["id"] for row in rows])
     states = [state for state in TaskState if state != TaskState.QUEUED]
 
     def lease() -> tuple[float, Lease]:
