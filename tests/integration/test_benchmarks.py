@@ -10,6 +10,7 @@ from tests.benchmarks.engines import intake, notify, postgres_paths
 from tests.benchmarks.engines.lives import Upstream, live
 from tests.benchmarks.engines.measuring import SPAWN, Side
 from tests.benchmarks.engines.retention import Bench
+from tests.benchmarks.growth import __main__ as growth
 from tests.support.servers.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -26,6 +27,15 @@ async def test_images_of_a_benchmark_are_accepted(tmp_path: Path) -> None:
     (row,) = await intake.measure({"image": images["lossless WebP, 64 x 64"]}, tmp_path / "store", 1)
     assert row[0] == "image"
     assert len(images) == 6
+
+
+async def test_curves_of_growth_are_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(growth, "DOCS", tmp_path)
+    await growth.draw(tmp_path, "stored", "Stored tasks", [(10, 10, 5), (600, 600, 5)])
+    picture = (tmp_path / "stored.svg").read_text("utf-8")
+    assert "read of a task" in picture
+    assert "claim of ten queued" in picture
 
 
 async def test_tasks_of_a_benchmark_end(tmp_path: Path) -> None:
