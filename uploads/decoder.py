@@ -30,6 +30,8 @@ def open_image(file: BinaryIO, media_type: str) -> ImageFile:
 def check_decodable(file: BinaryIO, media_type: MediaType, info: ImageInfo, max_bytes: int) -> None:
     """Decode the image with Pillow; raises `InvalidImage` for any error of Pillow.
 
+    Raises MemoryError, and OSError of the disk, unchanged: they say nothing about the image.
+
     max_bytes: limit of `info.decode_bytes`; raises `InvalidImage` with both for an image above it.
     """
     if info.decode_bytes > max_bytes:
@@ -39,9 +41,18 @@ def check_decodable(file: BinaryIO, media_type: MediaType, info: ImageInfo, max_
     try:
         size = _decode_image(file, media_type, info)
     except Exception as error:
+        if is_temporary(error):
+            raise
         raise InvalidImage("the image is damaged, it cannot be decoded") from error
     if size != (info.width, info.height):
         raise InvalidImage("the image has two sizes")
+
+
+def is_temporary(error: Exception) -> bool:
+    """Return whether the machine caused the error. Pillow's own OSErrors about bad images have no errno."""
+    if isinstance(error, OSError):
+        return error.errno is not None or "out of memory" in str(error)
+    return isinstance(error, MemoryError)
 
 
 def _decode_image(file: BinaryIO, media_type: MediaType, info: ImageInfo) -> tuple[int, int]:

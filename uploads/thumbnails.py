@@ -67,7 +67,7 @@ def make_thumbnail(path: Path, original: StoredImage, size: ThumbnailSize) -> Th
     """
     from PIL.Image import Resampling
 
-    from uploads.decoder import open_image
+    from uploads.decoder import is_temporary, open_image
     from uploads.orientation import read_orientation
 
     with path.open("rb") as file:
@@ -82,16 +82,9 @@ def make_thumbnail(path: Path, original: StoredImage, size: ThumbnailSize) -> Th
                 resized.load()
                 return _encode_webp(resized, read_orientation(image.info.get("exif")))
         except Exception as error:
-            if _is_temporary(error):
+            if is_temporary(error):
                 raise
             raise ThumbnailError("the image cannot be decoded") from error
-
-
-def _is_temporary(error: Exception) -> bool:
-    """Return whether the machine caused the error. Pillow's own OSErrors about bad images have no errno."""
-    if isinstance(error, OSError):
-        return error.errno is not None or "out of memory" in str(error)
-    return isinstance(error, MemoryError)
 
 
 def _with_resizable_mode(image: Image.Image) -> Image.Image:

@@ -16,6 +16,8 @@ from storage.children.messages import MAX_MESSAGE_BYTES, MessageTooLarge, Unfram
 
 STOP_SECONDS: Final = 10.0
 """For a child to finish its work; then it is killed."""
+EXIT_SECONDS: Final = 1.0
+"""Between the end of the connection and that of a process which ends by itself; then it is killed."""
 _ROOT: Final = Path(__file__).parents[2]
 _PASSED_PREFIXES: Final = ("LC_", "LD_", "DYLD_", "MALLOC_", "PYTHON")
 _PASSED: Final = frozenset({"LANG", "PATH", "TMPDIR", "TZ"})
@@ -45,6 +47,7 @@ class Child:
         self._spawned: socket.socket | None = None
         """The connection to a process that was spawned, and is not started yet."""
         self._line: _Line | None = None
+        self._exit: asyncio.Future[int] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -107,17 +110,21 @@ class Child:
             line.abort()
         self._kill()
 
+    async def exit_code(self) -> int:
+        """Return the exit code of the last child that was lost or killed; negative for a signal."""
+        return 0 if self._exit is None else await asyncio.shield(self._exit)
+
     def _lose(self) -> None:
         if self._line is not None:  # and was not asked to end
             self._line = None
-            self._kill()
+            self._kill(EXIT_SECONDS)
             self._on_loss()
 
-    def _kill(self) -> None:
-        """Kill the process; wait for its end elsewhere, as it may be stuck in a disk that does not answer."""
+    def _kill(self, seconds: float = 0.0) -> None:
+        """Kill the process after so many seconds; wait for its end elsewhere, as its disk may not answer."""
         process, self._process = self._process, None
         if process is not None:
-            asyncio.get_running_loop().run_in_executor(None, _reap, process, 0.0)
+            self._exit = asyncio.get_running_loop().run_in_executor(None, _reap, process, seconds)
 
 
 class _Line(asyncio.Protocol):
@@ -182,15 +189,17 @@ def _spawn(module: str, connection: socket.socket) -> subprocess.Popen[bytes]:
     anything, and without `site`, which costs ten milliseconds.
     """
     passed = {name: value for name, value in os.environ.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
-    passed["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *(path or str(Path.cwd()) for path in sys.path)])
+    paths = [path or str(Path.cwd()) for path in sys.path]
+    if str(_ROOT) not in paths:  # an installed broker is in `site-packages`, which must not hide the standard library
+        paths.insert(0, str(_ROOT))
+    passed["PYTHONPATH"] = os.pathsep.join(paths)
     command = (sys.executable, "-P", "-S", "-m", module)
     return subprocess.Popen(command, stdin=connection.fileno(), stdout=subprocess.DEVNULL, env=passed)  # noqa: S603
 
 
-def _reap(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait for the end of a process; kill it after so many seconds."""
+def _reap(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Wait for the end of a process; kill it after so many seconds. Return its exit code."""
     with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-        return
+        return process.wait(seconds)
     process.kill()
-    process.wait()
+    return process.wait()

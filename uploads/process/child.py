@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from storage.blobs.local import DISK, LocalBlobs
 from storage.children.child import ParentMessages, connect_parent
 from uploads.process.messages import (
     READY,
+    THREADS,
     ImageProcessSettings,
     ImageRequest,
     ImageTask,
@@ -27,13 +29,16 @@ from uploads.process.messages import (
     pack_answer,
     unpack_request,
 )
+from uploads.structure import SEND_SMALLER, InvalidImage
 from uploads.validation import ValidationLimits, validate_file, validate_small
 
-THREADS: Final = 6
 STOP_SECONDS: Final = 0.5
 """For requests in progress when the parent is gone. One that stops waits for them before."""
-SPARE_BYTES: Final = 384 * 2**20
-"""Memory beside large decodes: metadata, small images, stacks and arenas of threads."""
+SPARE_BYTES: Final = 768 * 2**20
+"""Memory beside large decodes: metadata, small images, stacks, and what the arenas of threads keep after large images,
+measured as 300 MiB. libjpeg and libwebp report a lack of memory as a damaged image, so there must not be one.
+"""
+WATCH_SECONDS: Final = 1.0
 
 
 def run_child(open_worker: Callable[[ImageProcessSettings], ImageWorker]) -> None:
@@ -45,12 +50,13 @@ def run_child(open_worker: Callable[[ImageProcessSettings], ImageWorker]) -> Non
     settings = ImageProcessSettings.unpack(first)
     import_module("uploads.decoder")  # before the first image
     lower_limits(settings)
-    parent.send(READY)
-    line = _RequestLine(parent, open_worker(settings))
+    line = _RequestLine(parent, open_worker(settings), settings)
     threads = [threading.Thread(target=line.run, name="images", daemon=True) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
-    line.ended.wait()
+    parent.send(READY)
+    while not line.ended.wait(WATCH_SECONDS):
+        line.reject_endless()
     ends_at = time.monotonic() + STOP_SECONDS
     for thread in threads:
         thread.join(max(0.0, ends_at - time.monotonic()))
@@ -91,19 +97,40 @@ class ImageWorker:
 class _RequestLine:
     """The requests of the parent, which several threads answer."""
 
-    def __init__(self, parent: ParentMessages, worker: ImageWorker) -> None:
+    def __init__(self, parent: ParentMessages, worker: ImageWorker, settings: ImageProcessSettings) -> None:
         self._parent = parent
         self._worker = worker
+        self._settings = settings
         self._turn = threading.Lock()
+        self._works: dict[int, _Work] = {}
+        """What the threads do now, by thread."""
         self.ended = threading.Event()
         """Set when the parent sends no more requests, or a thread has failed."""
 
     def run(self) -> None:
         try:
             while (message := self._receive()) is not None:
-                self._parent.send(self._worker.answer(unpack_request(message)))
+                request = unpack_request(message)
+                self._works[threading.get_ident()] = _Work.begin(request, self._settings)
+                answer = self._worker.answer(request)
+                del self._works[threading.get_ident()]
+                self._parent.send(answer)
         finally:
             self.ended.set()
+
+    def reject_endless(self) -> None:
+        """Reject images that take too much processor time, and end, as a thread cannot be stopped.
+
+        Those that have taken half of it go with the first one: so each of several does not need an end of its own.
+        """
+        shares = {work.number: work.used_share() for work in list(self._works.values())}
+        if max(shares.values(), default=0.0) < 1:
+            return
+        for number, share in shares.items():
+            if share > 1 / 2:
+                error = InvalidImage("the image takes too long to decode", SEND_SMALLER)
+                self._parent.send(pack_answer(number, error))
+        self.ended.set()
 
     def _receive(self) -> bytes | None:
         with self._turn:
@@ -111,6 +138,31 @@ class _RequestLine:
             if message is None:
                 self.ended.set()
             return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A request in progress, on the clock of its thread, which counts processor time: a slow disk takes none."""
+
+    number: int
+    clock: int
+    begun_at: float
+    allowed_seconds: float
+
+    @classmethod
+    def begin(cls, request: ImageRequest, settings: ImageProcessSettings) -> _Work:
+        is_large = request.task == ImageTask.VALIDATE_FILE
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+        return cls(
+            number=request.number,
+            clock=clock,
+            begun_at=time.clock_gettime(clock),
+            allowed_seconds=settings.large_cpu_seconds if is_large else settings.small_cpu_seconds,
+        )
+
+    def used_share(self) -> float:
+        """Return the part of the allowed processor time that was used."""
+        return (time.clock_gettime(self.clock) - self.begun_at) / self.allowed_seconds
 
 
 def lower_limits(settings: ImageProcessSettings) -> None:

@@ -21,8 +21,13 @@ from uploads.validation import NeedsDecoder
 
 CHILD_MODULE: Final = "uploads.process.child"
 READY: Final = b"ready"
-"""First message of a child that has loaded its code."""
+"""First message of a child that has loaded its code and started its threads."""
+THREADS: Final = 6
+"""Of the child: requests that it works on at a time. It takes them in their order, so they are the oldest ones."""
 NUMBER_BYTES: Final = 8
+SMALL_CPU_SECONDS: Final = 10.0
+LARGE_CPU_SECONDS: Final = 60.0
+"""Processor time for one image: ten times as much as the slowest one takes that the structure checks pass."""
 _TASK: Final = struct.Struct("<BBB")
 _ANSWER: Final = struct.Struct("<QB")
 _DONE: Final = struct.Struct("<QB32sII")
@@ -54,7 +59,15 @@ class AnswerKind(IntEnum):
     INVALID = auto()
     UNAVAILABLE = auto()
     FULL = auto()
+    NO_MEMORY = auto()
     DEFECT = auto()
+
+
+_BARE_ERRORS: Final[dict[AnswerKind, type[Exception]]] = {
+    AnswerKind.NEEDS_DECODER: NeedsDecoder,
+    AnswerKind.NO_MEMORY: MemoryError,
+}
+"""Errors without facts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,8 @@ class ImageProcessSettings:
     """Root of the blobs; None where the child only validates."""
     free_floor: int = 0
     group_read: bool = False
+    small_cpu_seconds: float = SMALL_CPU_SECONDS
+    large_cpu_seconds: float = LARGE_CPU_SECONDS
 
     def pack(self) -> bytes:
         folder = str(self.folder.absolute()) if self.folder else None
@@ -133,8 +148,8 @@ def pack_answer(number: int, result: Validated | Exception) -> bytes:
     match result:
         case Validated(sha256=sha256, width=width, height=height):
             return _DONE.pack(number, AnswerKind.DONE, sha256, width, height)
-        case NeedsDecoder():
-            return _ANSWER.pack(number, AnswerKind.NEEDS_DECODER)
+        case NeedsDecoder() | MemoryError():
+            return _ANSWER.pack(number, next(kind for kind, error in _BARE_ERRORS.items() if isinstance(result, error)))
         case InvalidImage():
             facts = {name: getattr(result, name) for name in ("problem", "cure", "code", "truncated")}
             return _pack_error(number, AnswerKind.INVALID, facts)
@@ -144,6 +159,14 @@ def pack_answer(number: int, result: Validated | Exception) -> bytes:
             return _pack_error(number, AnswerKind.UNAVAILABLE, {"problem": str(result)})
         case _:
             return _pack_error(number, AnswerKind.DEFECT, {"problem": _locate(result)})
+
+
+def check_suitable(task: ImageTask, result: Validated | Exception) -> None:
+    """Raise `MalformedAnswer` for a result that no such request has."""
+    if isinstance(result, NeedsDecoder) and task == ImageTask.VALIDATE_FILE:
+        raise MalformedAnswer("a file needs a decoder")
+    if isinstance(result, Validated) and (result.sha256 != _NO_HASH) != (task == ImageTask.STORE):
+        raise MalformedAnswer("a hash where nothing was stored, or none")
 
 
 def unpack_answer(message: bytes, max_pixels: int) -> tuple[int, Validated | Exception]:
@@ -159,11 +182,11 @@ def unpack_answer(message: bytes, max_pixels: int) -> tuple[int, Validated | Exc
             if not 0 < width * height <= max_pixels:
                 raise MalformedAnswer("a size that no valid image has")
             return number, Validated(sha256=sha256, width=width, height=height)
-        if kind == AnswerKind.NEEDS_DECODER:
-            return number, NeedsDecoder()
+        if error := _BARE_ERRORS.get(kind):
+            return number, error()
         return number, _unpack_error(kind, message[_ANSWER.size :])
-    except (struct.error, ValueError, RecursionError) as error:
-        raise MalformedAnswer(type(error).__name__) from None
+    except (struct.error, ValueError, RecursionError) as caught:
+        raise MalformedAnswer(type(caught).__name__) from None
 
 
 def _pack_error(number: int, kind: AnswerKind, facts: dict[str, object]) -> bytes:

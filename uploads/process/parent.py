@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +19,12 @@ from uploads.process.messages import (
     CHILD_MODULE,
     MAX_ANSWER_BYTES,
     READY,
+    THREADS,
     ImageProcessSettings,
     ImageTask,
     MalformedAnswer,
     Validated,
+    check_suitable,
     pack_number,
     pack_task,
     unpack_answer,
@@ -32,7 +35,10 @@ from uploads.work import Dimensions
 START_SECONDS: Final = 30.0
 """For a child to load its code."""
 ANSWER_SECONDS: Final = 300.0
-"""For one image. After that the child counts as lost: a decoder may run for ever."""
+"""For one image: after that the child counts as lost. It rejects a decoder that never ends much earlier."""
+NO_MEMORY: Final = (
+    "the process that validates images was killed, or has no memory: look at the memory of this machine, then try again"
+)
 
 
 class ImageProcess:
@@ -70,37 +76,70 @@ class ImageProcess:
     async def store_small(self, owner: str, data: bytes, media_type: MediaType) -> tuple[Blob, Dimensions]:
         owner = validate_owner(owner)
         if not self._stores:
-            done = await self._request(pack_task(ImageTask.VALIDATE, media_type), data)
+            done = await self._request(ImageTask.VALIDATE, pack_task(ImageTask.VALIDATE, media_type), data)
             blob = await self._blobs.new_draft(owner).store(data, media_type=media_type)
         else:
-            done = await self._request(pack_task(ImageTask.STORE, media_type, owner), data)
+            done = await self._request(ImageTask.STORE, pack_task(ImageTask.STORE, media_type, owner), data)
             sha256 = done.sha256.hex()
             blob = Blob(name=f"{owner}/{sha256}", size=len(data), sha256=sha256)
         return blob, Dimensions(done.width, done.height)
 
     async def validate_file(self, path: Path, media_type: MediaType) -> Dimensions:
-        head = pack_task(ImageTask.VALIDATE_FILE, media_type)
-        done = await self._request(head, os.fsencode(path))  # both have the same working folder
+        task = ImageTask.VALIDATE_FILE
+        done = await self._request(
+            task, pack_task(task, media_type), os.fsencode(path)
+        )  # both have the same working folder
         return Dimensions(done.width, done.height)
 
-    async def _request(self, head: bytes, body: bytes) -> Validated:
-        """Return the child's result. An image whose child ends is tried again alone, and rejected if that ends, too."""
-        with suppress(_ChildLost):
-            return await self._child.request(head, body)
+    async def _request(self, task: ImageTask, head: bytes, body: bytes) -> Validated:
+        """Return the child's result.
+
+        An image that the child worked on when it ended is tried again alone, and rejected if it ends that one, too; so
+        is one for which memory was missing. The images that waited for the child go to the next one.
+        """
+        while True:
+            try:
+                return await self._child.request(task, head, body)
+            except _ChildLost as loss:
+                if loss.was_begun:
+                    break
+            except MemoryError:
+                break
         self._suspects += 1
         try:
             async with self._one_suspect:
-                return await self._suspects_child.request(head, body)
-        except _ChildLost:
-            raise InvalidImage("the image is damaged, it ends the decoder") from None
+                return await self._request_alone(task, head, body)
         finally:
             self._suspects -= 1
             if not self._suspects:
                 await self._suspects_child.stop()
 
+    async def _request_alone(self, task: ImageTask, head: bytes, body: bytes) -> Validated:
+        """Raises `StorageError` where the machine is to blame: the image is tried again later."""
+        try:
+            return await self._suspects_child.request(task, head, body)
+        except MemoryError:
+            raise StorageError(NO_MEMORY) from None
+        except _ChildLost as loss:
+            if loss.is_overdue:  # in processor time, which the child watches itself, it is not
+                raise StorageError(
+                    "the process that validates images does not answer: look at the disk of BROKER_BLOB_URL, then try "
+                    "again"
+                ) from None
+            if not loss.is_malformed and await self._suspects_child.exit_code() == -signal.SIGKILL:
+                raise StorageError(NO_MEMORY) from None
+            raise InvalidImage("the image is damaged, it ends the decoder") from None
+
 
 class _ChildLost(Exception):
     """The child ended before it answered."""
+
+    def __init__(self, *, was_begun: bool = True, is_overdue: bool = False, is_malformed: bool = False) -> None:
+        """was_begun: the child may have worked on this image. is_overdue: it did not answer in time."""
+        super().__init__()
+        self.was_begun = was_begun
+        self.is_overdue = is_overdue
+        self.is_malformed = is_malformed
 
 
 class _ImageChild:
@@ -127,17 +166,21 @@ class _ImageChild:
     def pid(self) -> int | None:
         return self._child.pid
 
-    async def request(self, head: bytes, body: bytes) -> Validated:
+    async def request(self, task: ImageTask, head: bytes, body: bytes) -> Validated:
         """Send a request, which starts the child; return the result, or raise its error.
 
-        Raises `_ChildLost` if the child ends before it answers, and `StorageError` if none can be started. A cancelled
-        caller waits for the answer.
+        Raises `_ChildLost` if the child ends before it answers, MemoryError if it has too little memory, and
+        `StorageError` if it cannot be started. A cancelled caller waits for the answer.
         """
         while self._ready is None or not self._ready.done():  # it may be lost before this task goes on
             await self._start()
-        request = self._enter()
+        request = self._enter(task)
         self._child.send(pack_number(self._last_number), head, body)
         return await request.wait()
+
+    async def exit_code(self) -> int:
+        """Return how the last child ended that was lost; negative for a signal."""
+        return await self._child.exit_code()
 
     async def stop(self) -> None:
         """Let the child end."""
@@ -150,10 +193,10 @@ class _ImageChild:
         self._is_closed = True
         await self.stop()
 
-    def _enter(self) -> _Request:
+    def _enter(self, task: ImageTask) -> _Request:
         loop = asyncio.get_running_loop()
         self._last_number += 1
-        request = self._waiting[self._last_number] = _Request(loop)
+        request = self._waiting[self._last_number] = _Request(loop, task)
         if self._timer is None:
             self._timer = loop.call_later(self._answer_seconds, self._check_oldest)
         return request
@@ -191,11 +234,11 @@ class _ImageChild:
             return
         try:
             number, result = unpack_answer(message, self._max_pixels)
-            request = self._waiting.pop(number)
+            check_suitable(self._waiting[number].task, result)
         except (MalformedAnswer, KeyError) as error:
-            self._give_up(f"it sent a malformed answer ({error})")
+            self._give_up(f"it sent a malformed answer ({error})", is_malformed=True)
         else:
-            request.end(result)
+            self._waiting.pop(number).end(result)
 
     def _check_oldest(self) -> None:
         """Give the child up if its oldest request is too old; otherwise look again when it would be."""
@@ -205,38 +248,40 @@ class _ImageChild:
         loop = asyncio.get_running_loop()
         left_seconds = next(iter(self._waiting.values())).since + self._answer_seconds - loop.time()
         if left_seconds <= 0:
-            self._give_up(f"an image took more than {self._answer_seconds:g} seconds")
+            self._give_up(f"an image took more than {self._answer_seconds:g} seconds", is_overdue=True)
         else:
             self._timer = loop.call_later(left_seconds, self._check_oldest)
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, *, is_overdue: bool = False, is_malformed: bool = False) -> None:
         self._child.kill()
-        self._end(reason)
+        self._end(reason, is_overdue=is_overdue, is_malformed=is_malformed)
 
     def _lose(self) -> None:
         self._end("it ended")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, is_overdue: bool = False, is_malformed: bool = False) -> None:
         ready, self._ready = self._ready, None
         if ready is not None and not ready.done():
             ready.set_exception(_ChildLost())
-        self._fail_all()
+        self._fail_all(is_overdue=is_overdue, is_malformed=is_malformed)
         self._on_loss(reason)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, *, is_overdue: bool = False, is_malformed: bool = False) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         waiting, self._waiting = self._waiting, {}
-        for request in waiting.values():
-            request.end(_ChildLost())
+        for position, request in enumerate(waiting.values()):
+            begun = position < THREADS
+            request.end(_ChildLost(was_begun=begun, is_overdue=is_overdue, is_malformed=is_malformed))
 
 
 class _Request:
     """A request without an answer yet."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: ImageTask) -> None:
         self._loop = loop
+        self.task = task
         self._answer: asyncio.Future[Validated] = loop.create_future()
         """Replaced when its waiter is cancelled."""
         self._has_ended = False

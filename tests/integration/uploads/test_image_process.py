@@ -15,16 +15,19 @@ from storage.errors import StorageError, StorageFull
 from tests.support import samples as s
 from tests.support.intake import MAX_BYTES, MAX_PIXELS, IntakeHarness, is_running, open_process, stream
 from tests.support.planted_secrets import PLANTED, find_secrets
-from tests.support.poisonable_child import ENDLESS, GREEDY, LIAR, POISON, SLOW
+from tests.support.poisonable_child import ENDLESS, FORGETFUL, GREEDY, KILLED, LIAR, POISON, SLOW, STUCK
 from uploads.intake import WRITE_SIZE_BYTES, AcceptedImage, Intake
 from uploads.process.messages import (
     AnswerKind,
+    ImageTask,
     MalformedAnswer,
     Validated,
+    check_suitable,
     pack_answer,
     unpack_answer,
 )
 from uploads.structure import InvalidImage
+from uploads.validation import NeedsDecoder
 
 pytestmark = pytest.mark.anyio
 
@@ -192,7 +195,7 @@ async def test_killed_child_costs_no_image(tmp_path: Path) -> None:
             assert path.name.rpartition(".")[2] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("mark", [POISON, LIAR, ENDLESS])
+@pytest.mark.parametrize("mark", [POISON, LIAR])
 async def test_poisonous_image_is_rejected_and_no_other(tmp_path: Path, mark: bytes) -> None:
     """It ends the child twice, the second time alone; the images beside it are tried again and stored."""
     losses: list[str] = []
@@ -206,6 +209,42 @@ async def test_poisonous_image_is_rejected_and_no_other(tmp_path: Path, mark: by
         assert len(await beside) == 5
         assert len(losses) == 2
         await harness.accept(s.PNG)
+
+
+async def test_image_that_takes_too_much_processor_time_is_rejected_and_no_other(tmp_path: Path) -> None:
+    """By the child itself, which knows which one it is."""
+    async with open_process(tmp_path, module=POISONABLE, small_cpu_seconds=0.2) as process:
+        harness = IntakeHarness(tmp_path, process)
+        beside = asyncio.create_task(accept_all(harness.intake, 20, marked(SLOW)))
+        await asyncio.sleep(0)
+        endless = await asyncio.gather(*(outcome(harness, marked(ENDLESS)) for _ in range(3)))
+        assert len(await beside) == 20
+    assert {str(error) for error in endless} == {
+        "('the image takes too long to decode: send a smaller picture', 'invalid_image', False)"
+    }
+
+
+@pytest.mark.parametrize("mark", [KILLED, STUCK, FORGETFUL])
+async def test_image_is_not_rejected_for_what_the_machine_does(tmp_path: Path, mark: bytes) -> None:
+    """Killed for want of memory, a disk that does not answer, an allocation that fails: it is tried again later."""
+    async with open_process(tmp_path, module=POISONABLE, answer_seconds=0.5) as process:
+        harness = IntakeHarness(tmp_path, process)
+        with pytest.raises(StorageError, match=r"memory|disk"):
+            await harness.accept(marked(mark))
+        await harness.accept(s.PNG)
+
+
+async def test_images_that_wait_for_a_child_are_not_suspected_when_it_ends(tmp_path: Path) -> None:
+    """They go to the next child, together: one at a time, these would take four seconds."""
+    async with open_process(tmp_path, module=POISONABLE) as process:
+        harness = IntakeHarness(tmp_path, process)
+        await harness.accept(s.PNG)
+        (pid,) = process.pids
+        accepting = asyncio.create_task(accept_all(harness.intake, 40, marked(SLOW)))
+        await asyncio.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(2.5):
+            assert len(await accepting) == 40
 
 
 async def test_poisonous_large_image_is_rejected_and_its_draft_removed(tmp_path: Path) -> None:
@@ -271,6 +310,20 @@ def error_answer(kind: AnswerKind, **facts: object) -> bytes:
 async def test_malformed_answer_is_recognized(answer: bytes) -> None:
     with pytest.raises(MalformedAnswer):
         unpack_answer(answer, MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("task", "result"),
+    [
+        (ImageTask.VALIDATE_FILE, NeedsDecoder()),
+        (ImageTask.VALIDATE_FILE, Validated(sha256=b"x" * 32, width=1, height=1)),
+        (ImageTask.VALIDATE, Validated(sha256=b"x" * 32, width=1, height=1)),
+        (ImageTask.STORE, Validated(width=1, height=1)),
+    ],
+)
+async def test_answer_to_another_question_is_recognized(task: ImageTask, result: Validated | Exception) -> None:
+    with pytest.raises(MalformedAnswer):
+        check_suitable(task, result)
 
 
 async def test_unexpected_error_of_the_child_is_named_without_its_text() -> None:
