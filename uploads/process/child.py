@@ -22,6 +22,8 @@ from storage.children.child import ParentMessages, connect_parent
 from uploads.process.messages import (
     READY,
     THREADS,
+    TOO_LONG,
+    EndlessImage,
     ImageProcessSettings,
     ImageRequest,
     ImageTask,
@@ -126,10 +128,10 @@ class _RequestLine:
         shares = {work.number: work.used_share() for work in list(self._works.values())}
         if max(shares.values(), default=0.0) < 1:
             return
-        for number, share in shares.items():
-            if share > 1 / 2:
-                error = InvalidImage("the image takes too long to decode", SEND_SMALLER)
-                self._parent.send(pack_answer(number, error))
+        *others, last = sorted(number for number, share in shares.items() if share > 1 / 2)
+        for number in others:
+            self._parent.send(pack_answer(number, InvalidImage(TOO_LONG, SEND_SMALLER)))
+        self._parent.send(pack_answer(last, EndlessImage()))
         self.ended.set()
 
     def _receive(self) -> bytes | None:

@@ -34,11 +34,16 @@ _DONE: Final = struct.Struct("<QB32sII")
 MAX_TEXT_CHARACTERS: Final = 500
 MAX_ANSWER_BYTES: Final = 8 * 1024
 """Room for two such texts in JSON."""
+TOO_LONG: Final = "the image takes too long to decode"
 _NO_HASH: Final = bytes(32)
 
 
 class MalformedAnswer(Exception):
     """The child sent what no answer looks like."""
+
+
+class EndlessImage(Exception):
+    """Decoding the image takes too much processor time."""
 
 
 class ImageTask(IntEnum):
@@ -60,12 +65,15 @@ class AnswerKind(IntEnum):
     UNAVAILABLE = auto()
     FULL = auto()
     NO_MEMORY = auto()
+    ENDLESS = auto()
+    """Decoding takes too much processor time. The child ends after this answer."""
     DEFECT = auto()
 
 
 _BARE_ERRORS: Final[dict[AnswerKind, type[Exception]]] = {
     AnswerKind.NEEDS_DECODER: NeedsDecoder,
     AnswerKind.NO_MEMORY: MemoryError,
+    AnswerKind.ENDLESS: EndlessImage,
 }
 """Errors without facts."""
 
@@ -148,7 +156,7 @@ def pack_answer(number: int, result: Validated | Exception) -> bytes:
     match result:
         case Validated(sha256=sha256, width=width, height=height):
             return _DONE.pack(number, AnswerKind.DONE, sha256, width, height)
-        case NeedsDecoder() | MemoryError():
+        case NeedsDecoder() | MemoryError() | EndlessImage():
             return _ANSWER.pack(number, next(kind for kind, error in _BARE_ERRORS.items() if isinstance(result, error)))
         case InvalidImage():
             facts = {name: getattr(result, name) for name in ("problem", "cure", "code", "truncated")}

@@ -20,6 +20,8 @@ from uploads.process.messages import (
     MAX_ANSWER_BYTES,
     READY,
     THREADS,
+    TOO_LONG,
+    EndlessImage,
     ImageProcessSettings,
     ImageTask,
     MalformedAnswer,
@@ -29,7 +31,7 @@ from uploads.process.messages import (
     pack_task,
     unpack_answer,
 )
-from uploads.structure import InvalidImage
+from uploads.structure import SEND_SMALLER, InvalidImage
 from uploads.work import Dimensions
 
 START_SECONDS: Final = 30.0
@@ -238,7 +240,12 @@ class _ImageChild:
         except (MalformedAnswer, KeyError) as error:
             self._give_up(f"it sent a malformed answer ({error})", is_malformed=True)
         else:
-            self._waiting.pop(number).end(result)
+            request = self._waiting.pop(number)
+            if isinstance(result, EndlessImage):
+                request.end(InvalidImage(TOO_LONG, SEND_SMALLER))
+                self._give_up(TOO_LONG)  # now, as it ends: what it is sent until then would be suspected
+            else:
+                request.end(result)
 
     def _check_oldest(self) -> None:
         """Give the child up if its oldest request is too old; otherwise look again when it would be."""

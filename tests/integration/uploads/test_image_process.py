@@ -224,6 +224,21 @@ async def test_image_that_takes_too_much_processor_time_is_rejected_and_no_other
     }
 
 
+@pytest.mark.faults
+async def test_image_behind_one_that_never_ends_is_accepted(tmp_path: Path) -> None:
+    """Also where both are suspected: the child that ends with the first one is not sent the second."""
+    async with open_process(tmp_path, module=POISONABLE, small_cpu_seconds=0.2) as process:
+        harness = IntakeHarness(tmp_path, process)
+        await harness.accept(s.PNG)
+        (pid,) = process.pids
+        endless = [asyncio.create_task(outcome(harness, marked(ENDLESS))) for _ in range(2)]
+        accepting = asyncio.create_task(accept_all(harness.intake, 4, marked(SLOW)))
+        await asyncio.sleep(0.02)
+        os.kill(pid, signal.SIGKILL)
+        assert len(await accepting) == 4
+        assert ["too long" in str(error) for error in await asyncio.gather(*endless)] == [True, True]
+
+
 @pytest.mark.parametrize("mark", [KILLED, STUCK, FORGETFUL])
 async def test_image_is_not_rejected_for_what_the_machine_does(tmp_path: Path, mark: bytes) -> None:
     """Killed for want of memory, a disk that does not answer, an allocation that fails: it is tried again later."""
