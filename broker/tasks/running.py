@@ -27,7 +27,7 @@ CONCURRENCY: Final = {
     TaskState.QUEUED: 64,
     TaskState.SUBMITTING: 16,
     TaskState.WAITING: 64,
-    TaskState.FETCHING: 120,
+    TaskState.FETCHING: 64,
 }
 """Steps at a time, by state: a provider that hangs, or slow downloads, must not delay the other steps.
 

@@ -28,8 +28,9 @@ from storage.tasks import Task
 from uploads.intake import Intake
 from uploads.structure import InvalidImage
 
-DOWNLOAD_CONCURRENCY: Final = 60
-"""Each takes up to a megabyte while a large image arrives, and small ones wait for the disk together."""
+DOWNLOAD_CONCURRENCY: Final = 32
+"""Each takes up to a megabyte while a large image arrives. With small ones, 32 complete as many tasks per second as 60 do,
+and 20 fewer, as they wait for the disk together."""
 
 
 @dataclass(frozen=True, kw_only=True)
