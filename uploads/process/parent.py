@@ -38,6 +38,8 @@ START_SECONDS: Final = 30.0
 """For a child to load its code."""
 ANSWER_SECONDS: Final = 300.0
 """For one image: after that the child counts as lost. It rejects a decoder that never ends much earlier."""
+SILENT_SECONDS: Final = 5.0
+"""A cancelled caller waits no longer for a child that answers nothing: a broker that stops has little time."""
 NO_MEMORY: Final = (
     "the process that validates images was killed, or has no memory: look at the memory of this machine, then try again"
 )
@@ -163,6 +165,8 @@ class _ImageChild:
         self._waiting: dict[int, _Request] = {}
         """The oldest first."""
         self._timer: asyncio.TimerHandle | None = None
+        self._silence_timer: asyncio.TimerHandle | None = None
+        self._answered_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -172,13 +176,14 @@ class _ImageChild:
         """Send a request, which starts the child; return the result, or raise its error.
 
         Raises `_ChildLost` if the child ends before it answers, MemoryError if it has too little memory, and
-        `StorageError` if it cannot be started. A cancelled caller waits for the answer.
+        `StorageError` if it cannot be started. A cancelled caller waits for the answer, or the end of a child that
+        answers no more.
         """
         while self._ready is None or not self._ready.done():  # it may be lost before this task goes on
             await self._start()
         request = self._enter(task)
         self._child.send(pack_number(self._last_number), head, body)
-        return await request.wait()
+        return await request.wait(self._watch_silence)
 
     async def exit_code(self) -> int:
         """Return how the last child ended that was lost; negative for a signal."""
@@ -241,6 +246,7 @@ class _ImageChild:
             self._give_up(f"it sent a malformed answer ({error})", is_malformed=True)
         else:
             request = self._waiting.pop(number)
+            self._answered_at = asyncio.get_running_loop().time()
             if isinstance(result, EndlessImage):
                 request.end(InvalidImage(TOO_LONG, SEND_SMALLER))
                 self._give_up(TOO_LONG)  # now, as it ends: what it is sent until then would be suspected
@@ -259,6 +265,19 @@ class _ImageChild:
         else:
             self._timer = loop.call_later(left_seconds, self._check_oldest)
 
+    def _watch_silence(self) -> None:
+        if self._silence_timer is None:
+            self._silence_timer = asyncio.get_running_loop().call_later(SILENT_SECONDS, self._check_silence)
+
+    def _check_silence(self) -> None:
+        """Give the child up if a cancelled caller waits and nothing was answered; otherwise look again later."""
+        self._silence_timer = None
+        if any(request.is_cancelled for request in self._waiting.values()):
+            if self._answered_at <= asyncio.get_running_loop().time() - SILENT_SECONDS:
+                self._give_up(f"it answered nothing for {SILENT_SECONDS:g} seconds", is_overdue=True)
+            else:
+                self._watch_silence()
+
     def _give_up(self, reason: str, *, is_overdue: bool = False, is_malformed: bool = False) -> None:
         self._child.kill()
         self._end(reason, is_overdue=is_overdue, is_malformed=is_malformed)
@@ -274,9 +293,10 @@ class _ImageChild:
         self._on_loss(reason)
 
     def _fail_all(self, *, is_overdue: bool = False, is_malformed: bool = False) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._silence_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._silence_timer = None
         waiting, self._waiting = self._waiting, {}
         for position, request in enumerate(waiting.values()):
             begun = position < THREADS
@@ -291,21 +311,26 @@ class _Request:
         self.task = task
         self._answer: asyncio.Future[Validated] = loop.create_future()
         """Replaced when its waiter is cancelled."""
-        self._has_ended = False
+        self.has_ended = False
+        self.is_cancelled = False
         self.since = loop.time()
 
-    async def wait(self) -> Validated:
+    async def wait(self, on_cancel: Callable[[], None]) -> Validated:
+        """on_cancel: called when the waiter is cancelled and goes on waiting."""
         try:
             return await self._answer
         except asyncio.CancelledError:
-            while not self._has_ended:
+            if not self.has_ended:
+                self.is_cancelled = True
+                on_cancel()
+            while not self.has_ended:
                 self._answer = self._loop.create_future()
                 with suppress(asyncio.CancelledError, Exception):
                     await self._answer
             raise
 
     def end(self, result: Validated | Exception) -> None:
-        self._has_ended = True
+        self.has_ended = True
         if self._answer.done():  # the waiter was cancelled in this turn
             return
         if isinstance(result, Exception):

@@ -29,8 +29,8 @@ from uploads.intake import Intake
 from uploads.structure import InvalidImage
 
 DOWNLOAD_CONCURRENCY: Final = 32
-"""Each takes up to a megabyte while a large image arrives. With small ones, 32 complete as many tasks per second as 60 do,
-and 20 fewer, as they wait for the disk together."""
+"""Each takes up to a megabyte while a large image arrives. Of small ones, which wait for the disk together, 20 at once
+complete fewer tasks per second, and 60 no more."""
 
 
 @dataclass(frozen=True, kw_only=True)

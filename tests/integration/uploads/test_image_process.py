@@ -293,6 +293,24 @@ async def test_cancelled_caller_waits_for_the_end_of_the_work(tmp_path: Path) ->
         assert len(harness.files()) == 1
 
 
+@pytest.mark.faults
+async def test_cancelled_caller_waits_only_while_the_child_answers(tmp_path: Path) -> None:
+    """So a broker stops, also beside a child that is stuck. The others are tried again."""
+    async with open_process(tmp_path) as process:
+        harness = IntakeHarness(tmp_path, process)
+        await harness.accept(s.PNG)
+        (pid,) = process.pids
+        os.kill(pid, signal.SIGSTOP)
+        beside = asyncio.create_task(accept_all(harness.intake, 20))
+        accepting = asyncio.create_task(harness.accept(s.WEBP))
+        await asyncio.sleep(0.05)
+        accepting.cancel()
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncio.CancelledError):
+                await accepting
+            assert len(await beside) == 20
+
+
 # -- answers
 
 
