@@ -82,6 +82,8 @@ class SqliteDatabase:
             opened.push_async_callback(self._writer.close)
             self._reader = await opened.enter_async_context(aiosqlite.Connection(reader, iter_chunk_size=64))
             self._inline = await opened.enter_async_context(InlineReader(reader))
+            # the last connection to a file removes its log, which a writer that starts again would miss
+            opened.push_async_callback(self._writer.flush)
             self._opened = opened.pop_all()
 
     async def __aexit__(self, *_: object) -> None:

@@ -111,7 +111,7 @@ class GroupCommitWriter:
 
     async def flush(self) -> None:
         """Wait until all that was handed in so far is written or has failed."""
-        if self._unfinished:
+        if self._unfinished and not self._loop.is_closed():  # with its callers
             last = self.submit(())  # in the queue
             last.add_done_callback(_ignore_error)
             await asyncio.wait({last})
@@ -119,8 +119,7 @@ class GroupCommitWriter:
     async def close(self) -> None:
         """Write all that was handed in, then end the writer."""
         try:
-            if not self._loop.is_closed():  # with its callers
-                await self.flush()
+            await self.flush()
         finally:
             await self._host.stop()
 

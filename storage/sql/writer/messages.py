@@ -115,8 +115,8 @@ def _loads(message: bytes) -> Any:
 
 def _plain_statement(statement: PlainStatement) -> PlainStatement:
     sql, params, must_change, may_use_reserve, row = statement
-    plain = {name: _plain_value(value) for name, value in params.items()}
-    return sql, plain, must_change, may_use_reserve, tuple(map(_plain_value, row))
+    plain = {_plain_value(name): _plain_value(value) for name, value in params.items()}
+    return _plain_value(sql), plain, must_change, may_use_reserve, tuple(map(_plain_value, row))
 
 
 def _plain_value(value: Any) -> Any:

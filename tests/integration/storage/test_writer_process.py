@@ -39,6 +39,10 @@ class Size(IntEnum):
     LARGE = 3
 
 
+class Text(str):
+    __slots__ = ()
+
+
 class Killable:
     """A writer on a table `pairs`, and its process."""
 
@@ -84,6 +88,11 @@ def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
+def kill_and_wait(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # without reaping it
+
+
 @asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
     """Check that no file descriptor and no child process is left."""
@@ -109,8 +118,13 @@ async def test_values_of_other_classes_are_stored_like_their_base(tmp_path: Path
         await database.transact(
             Statement("INSERT INTO t VALUES (:a, :b, :c, :d, :e)", row=(Color.RED, 2.5, None, b"", "é"))
         )
+        await database.transact(Statement(Text("INSERT INTO t (a) VALUES (:red)"), {Color.RED: "by another name"}))
         rows = await database.fetch("SELECT a, b, c, d, e FROM t")
-    assert [tuple(row.values()) for row in rows] == [("red", 3, 1, b"x", ""), ("red", 2.5, None, b"", "é")]
+    assert [tuple(row.values()) for row in rows] == [
+        ("red", 3, 1, b"x", ""),
+        ("red", 2.5, None, b"", "é"),
+        ("by another name", None, None, None, None),
+    ]
 
 
 @pytest.mark.parametrize("own_process", [False, True], ids=["thread", "process"])
@@ -150,6 +164,19 @@ async def test_close_writes_what_cancelled_callers_have_handed_in_and_leaves_not
     with closing(sqlite3.connect(tmp_path / "b.db")) as other:
         assert other.execute("SELECT count(*) FROM t").fetchone() == (600,)
     assert not (tmp_path / "b.db-wal").exists(), "the last connection has copied the log"
+
+
+async def test_close_writes_what_waits_while_the_writer_dies(tmp_path: Path) -> None:
+    async with SqliteDatabase(tmp_path / "b.db", own_process=True) as database:
+        await database.execute("CREATE TABLE t (n BIGINT)")
+        running = asyncio.create_task(database.transact(Statement(SLOW)))
+        await asyncio.sleep(0.05)
+        waiting = [asyncio.create_task(database.execute("INSERT INTO t VALUES (:n)", n=n)) for n in range(3)]
+        await asyncio.sleep(0)
+        kill_and_wait(children()[0])  # so the readers' connections are the last ones
+    with pytest.raises(StorageError, match="unknown whether this was stored"):
+        await running
+    assert await asyncio.gather(*waiting) == [1, 1, 1]
 
 
 async def test_writer_killed_in_the_middle_of_groups_loses_no_acknowledged_write_and_halves_none(
