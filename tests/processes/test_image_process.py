@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import os
 import signal
+import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from broker.sandbox.engine import Options
 from broker.sandbox.server import serve_sandbox
 from tests.support.intake import is_running
 from tests.support.planted_secrets import PLANTED, find_secrets
-from tests.support.process import Broker, environment, free_port, serving, until
+from tests.support.process import ROOT, Broker, environment, free_port, serving, until
+from tests.support.servers.postgres import Postgres
 
 pytestmark = [
     pytest.mark.anyio,
@@ -31,10 +34,17 @@ LIVES = 60
 def image_processes(broker: Broker) -> list[int]:
     """Return the ids of the children that validate images."""
     found = []
-    with suppress(OSError):
-        for thread in Path(f"/proc/{broker.process.pid}/task").iterdir():
-            found += [int(pid) for pid in (thread / "children").read_text("ascii").split()]
+    for parent in [broker.process.pid, *children(broker.process.pid)]:  # the second are the processes of a supervisor
+        found += children(parent)
     return [pid for pid in found if b"uploads.process.child" in _read(pid, "cmdline")]
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{parent}/task").iterdir():
+            found += [int(pid) for pid in (thread / "children").read_text("ascii").split()]
+    return found
 
 
 def _read(pid: int, file: str) -> bytes:
@@ -142,3 +152,51 @@ async def test_broker_takes_images_again_after_an_idle_child_was_killed(tmp_path
 
 async def _has_no_child(broker: Broker) -> bool:
     return image_processes(broker) == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ends", ["stop", "kill"])
+async def test_each_process_of_a_supervisor_has_one_child_until_it_ends(
+    tmp_path: Path, postgres: Postgres, ends: str
+) -> None:
+    async with serve_sandbox(options=OPTIONS) as sandbox:
+        more = {"DATABASE_URL": await postgres.fresh(), "WORKERS": "2"}
+        async with serving(environment(tmp_path, sandbox, free_port(), **more), tmp_path) as broker:
+
+            async def has_two() -> bool:
+                await end(broker, await order(broker, "a red bicycle"))
+                return len(image_processes(broker)) == 2
+
+            await until(has_two)
+            found = image_processes(broker)
+            if ends == "kill":
+                await broker.kill()
+            else:
+                assert await broker.stop() == 0
+            for pid in found:
+                await until(partial(_has_ended, pid))
+
+
+@pytest.mark.faults
+async def test_broker_runs_and_stops_without_standard_streams(tmp_path: Path) -> None:
+    """Their numbers are not those of its sockets, for which libuv aborts."""
+    async with serve_sandbox(options=OPTIONS) as sandbox:
+        variables = environment(tmp_path, sandbox, free_port())
+        command = ("-c", 'exec "$0" -m broker serve <&- >&- 2>&-', sys.executable)
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh", *command, cwd=tmp_path, env={**variables, "PYTHONPATH": str(ROOT)}
+        )
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{variables['BROKER_PORT']}", timeout=35) as client:
+            broker = Broker(process, client)
+            try:
+                await until(lambda: _answers(client))
+                assert (await end(broker, await order(broker, "a red bicycle")))["status"] == "completed"
+                assert await broker.stop() == 0
+            finally:
+                await broker.kill()
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    with suppress(httpx.HTTPError):
+        return (await client.get("/health")).status_code == 200
+    return False

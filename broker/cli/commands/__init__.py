@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from broker.cli.commands import accounts, general, operator, tasks, users
+from broker.cli.standard_streams import open_standard_streams
 from storage.file_modes import restrict_new_files
 
 app = typer.Typer(
@@ -18,5 +19,6 @@ for _part in (general, tasks, operator, accounts, users):
 
 
 def main() -> None:
+    open_standard_streams()
     restrict_new_files()
     app(prog_name="broker")
