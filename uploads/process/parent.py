@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ START_SECONDS: Final = 30.0
 """For a child to load its code."""
 ANSWER_SECONDS: Final = 300.0
 """For one image: after that the child counts as lost. It rejects a decoder that never ends much earlier."""
+MAX_SENT: Final = 32
+"""Requests that the child has at a time, up to 256 KiB each; others wait here, where their bytes are not copied."""
 SILENT_SECONDS: Final = 5.0
 """A cancelled caller waits no longer for a child that answers nothing: a broker that stops has little time."""
 NO_MEMORY: Final = (
@@ -164,6 +167,9 @@ class _ImageChild:
         self._last_number = 0
         self._waiting: dict[int, _Request] = {}
         """The oldest first."""
+        self._unsent: deque[int] = deque()
+        """Numbers of those that the child does not have yet; cancelled ones wait no more."""
+        self._sent = 0
         self._timer: asyncio.TimerHandle | None = None
         self._silence_timer: asyncio.TimerHandle | None = None
         self._answered_at = 0.0
@@ -181,9 +187,9 @@ class _ImageChild:
         """
         while self._ready is None or not self._ready.done():  # it may be lost before this task goes on
             await self._start()
-        request = self._enter(task)
-        self._child.send(pack_number(self._last_number), head, body)
-        return await request.wait(self._watch_silence)
+        request = self._enter(task, (head, body))
+        self._send_next()
+        return await request.wait(self._cancel)
 
     async def exit_code(self) -> int:
         """Return how the last child ended that was lost; negative for a signal."""
@@ -200,13 +206,30 @@ class _ImageChild:
         self._is_closed = True
         await self.stop()
 
-    def _enter(self, task: ImageTask) -> _Request:
+    def _enter(self, task: ImageTask, parts: tuple[bytes, ...]) -> _Request:
         loop = asyncio.get_running_loop()
         self._last_number += 1
-        request = self._waiting[self._last_number] = _Request(loop, task)
+        request = self._waiting[self._last_number] = _Request(loop, task, (pack_number(self._last_number), *parts))
+        self._unsent.append(self._last_number)
         if self._timer is None:
             self._timer = loop.call_later(self._answer_seconds, self._check_oldest)
         return request
+
+    def _send_next(self) -> None:
+        while self._unsent and self._sent < MAX_SENT:
+            request = self._waiting.get(self._unsent.popleft())
+            if request is not None:
+                self._sent += 1
+                self._child.send(*request.take_parts())
+
+    def _cancel(self, request: _Request) -> None:
+        """Forget a request that was not sent; otherwise its caller waits."""
+        if request.is_sent:
+            self._watch_silence()
+            return
+        number = int.from_bytes(request.take_parts()[0], "little")
+        del self._waiting[number]
+        request.end(asyncio.CancelledError())
 
     async def _start(self) -> None:
         async with self._starting:
@@ -241,11 +264,15 @@ class _ImageChild:
             return
         try:
             number, result = unpack_answer(message, self._max_pixels)
+            if not self._waiting[number].is_sent:
+                raise MalformedAnswer("to a request that was not sent")
             check_suitable(self._waiting[number].task, result)
         except (MalformedAnswer, KeyError) as error:
             self._give_up(f"it sent a malformed answer ({error})", is_malformed=True)
         else:
             request = self._waiting.pop(number)
+            self._sent -= 1
+            self._send_next()
             self._answered_at = asyncio.get_running_loop().time()
             if isinstance(result, EndlessImage):
                 request.end(InvalidImage(TOO_LONG, SEND_SMALLER))
@@ -298,6 +325,8 @@ class _ImageChild:
                 timer.cancel()
         self._timer = self._silence_timer = None
         waiting, self._waiting = self._waiting, {}
+        self._unsent.clear()
+        self._sent = 0
         for position, request in enumerate(waiting.values()):
             begun = position < THREADS
             request.end(_ChildLost(was_begun=begun, is_overdue=is_overdue, is_malformed=is_malformed))
@@ -306,8 +335,10 @@ class _ImageChild:
 class _Request:
     """A request without an answer yet."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: ImageTask) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: ImageTask, parts: tuple[bytes, ...]) -> None:
+        """parts: of the message, the number first."""
         self._loop = loop
+        self._parts = parts
         self.task = task
         self._answer: asyncio.Future[Validated] = loop.create_future()
         """Replaced when its waiter is cancelled."""
@@ -315,25 +346,35 @@ class _Request:
         self.is_cancelled = False
         self.since = loop.time()
 
-    async def wait(self, on_cancel: Callable[[], None]) -> Validated:
-        """on_cancel: called when the waiter is cancelled and goes on waiting."""
+    @property
+    def is_sent(self) -> bool:
+        return not self._parts
+
+    def take_parts(self) -> tuple[bytes, ...]:
+        """Return the parts of the message, which is sent now, and keep none of its bytes."""
+        parts, self._parts = self._parts, ()
+        self.since = self._loop.time()
+        return parts
+
+    async def wait(self, on_cancel: Callable[[_Request], None]) -> Validated:
+        """on_cancel: called when the waiter is cancelled; it goes on waiting until `end`."""
         try:
             return await self._answer
         except asyncio.CancelledError:
             if not self.has_ended:
                 self.is_cancelled = True
-                on_cancel()
+                on_cancel(self)
             while not self.has_ended:
                 self._answer = self._loop.create_future()
                 with suppress(asyncio.CancelledError, Exception):
                     await self._answer
             raise
 
-    def end(self, result: Validated | Exception) -> None:
+    def end(self, result: Validated | BaseException) -> None:
         self.has_ended = True
         if self._answer.done():  # the waiter was cancelled in this turn
             return
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             self._answer.set_exception(result)
         else:
             self._answer.set_result(result)

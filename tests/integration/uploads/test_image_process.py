@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,28 @@ async def test_cancelled_caller_waits_for_the_end_of_the_work(tmp_path: Path) ->
         with pytest.raises(asyncio.CancelledError):
             await accepting
         assert len(harness.files()) == 1
+
+
+async def test_request_that_waits_for_the_child_costs_no_copy_and_is_cancelled_at_once(tmp_path: Path) -> None:
+    """However many there are, and however slow the child is."""
+    image = marked(b"x" * 250_000)
+    async with open_process(tmp_path) as process:
+        harness = IntakeHarness(tmp_path, process)
+        await harness.accept(s.PNG)
+        (pid,) = process.pids
+        os.kill(pid, signal.SIGSTOP)
+        tracemalloc.start()
+        works = [asyncio.create_task(process.store_small("owner", image, "image/png")) for _ in range(400)]
+        await asyncio.sleep(0.05)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        for work in works[100:]:
+            work.cancel()
+        done, _ = await asyncio.wait(works, timeout=0.1)
+        os.kill(pid, signal.SIGCONT)
+        assert held < 32 * 2**20
+        assert len(done) == 300
+        assert len(await asyncio.gather(*works[:100])) == 100
 
 
 @pytest.mark.faults
