@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import struct
 import subprocess
@@ -167,3 +169,23 @@ def test_memory_of_the_largest_images_is_what_was_computed(
     pixels, peak = map(int, ran.stdout.split())
     assert pixels == info.width * info.height > 18_000_000
     assert peak < info.decode_bytes + size + LOADED_BYTES
+
+
+class _BrokenFile(io.BytesIO):
+    """A file whose pixels cannot be read: the error is that of the machine."""
+
+    error: Exception
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() > 100:
+            raise self.error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "input/output error"), MemoryError()])
+def test_error_of_the_machine_does_not_make_an_image_damaged(error: Exception) -> None:
+    info = validate_structure(io.BytesIO(s.JPEG), "image/jpeg", 10_000)
+    file = _BrokenFile(s.JPEG)
+    file.error = error
+    with pytest.raises(type(error)):
+        check_decodable(file, "image/jpeg", info, 2**20)
