@@ -1,8 +1,7 @@
 """Logs: one line per state change, a sentence and an action; never a prompt, key, token or image.
 
 A line of ours goes straight to the outputs, and the lines of one turn of an event loop are written together: each write
-releases the interpreter's lock, and if the thread of the database waits for that, both pay for its wake-up, which costs
-more than the line.
+releases the interpreter's lock, and if another thread waits for that, both pay for its wake-up, more than for the line.
 """
 
 from __future__ import annotations

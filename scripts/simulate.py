@@ -44,7 +44,7 @@ class Deployment:
     processes: int = field(default=1, metadata={"help": "serve and worker processes"})
     cpu_ms: float = field(default=5.0, metadata={"help": "processor milliseconds per order"})
     download_seconds: float = field(default=1.0, metadata={"help": "download time of an image on an idle network"})
-    downloads: int = field(default=20, metadata={"help": "concurrent downloads per process"})
+    downloads: int = field(default=32, metadata={"help": "concurrent downloads per process"})
     commits: float = field(default=2000.0, metadata={"help": "transactions per second of the database"})
     transactions: float = field(default=7.0, metadata={"help": "transactions per order"})
     seed: int = field(default=1, metadata={"help": "random seed; equal seeds give equal results"})
