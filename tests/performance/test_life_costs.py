@@ -16,6 +16,9 @@ from typing import Any, ClassVar
 import pytest
 
 from broker.logs import log
+from broker.net.connection import HttpConnection
+from broker.net.http_request import HttpRequest
+from broker.net.response_parser import ResponseParser
 from broker.orders import ImageParams, OrderRequest
 from storage.sql.database import Outcome, Row, Statement
 from storage.sql.sqlite import SqliteDatabase, sqlite_path
@@ -95,9 +98,20 @@ async def test_one_life_takes_four_transactions_and_hardly_a_read(broker: Runnin
     assert counts["wake-ups of workers"] == 1, "for the place that the job has left at its provider"
 
 
-async def test_one_life_sends_one_submission(broker: RunningBroker, tmp_path: Path) -> None:
+async def test_one_life_sends_one_order_and_one_download(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback brings the result: the provider is not asked for a status."""
+    sent, send = list[str](), HttpConnection.send
+
+    async def count_sent(connection: HttpConnection, request: HttpRequest) -> ResponseParser:
+        sent.append(request.head.split(b" ", 1)[0].decode())
+        return await send(connection, request)
+
     before = len(await broker.provider_jobs())
+    monkeypatch.setattr(HttpConnection, "send", count_sent)
     await live(broker, tmp_path)
+    assert sent == ["POST", "GET"]
     assert len(await broker.provider_jobs()) == before + 1
 
 

@@ -104,6 +104,7 @@ async def open_broker(
     open_database: Callable[[Settings], AbstractAsyncContextManager[Database]] = database_for,
     extra_dialects: Sequence[Callable[[Services], Dialect]] = (),
     limits: ConnectionLimits = QUICK_STOP,
+    isolates_images: bool = False,
     **settings: Any,
 ) -> AsyncIterator[RunningBroker]:
     """Run a broker over real HTTP, with the sandbox as its provider.
@@ -111,6 +112,7 @@ async def open_broker(
     with_callbacks: the broker knows its public URL, so the provider calls back; otherwise tasks are polled.
 
     sandbox: the base URL of one that runs already. port: ours, where it must be the same after a restart.
+    isolates_images: see `open_services`.
     """
     async with AsyncExitStack() as stack:
         if sandbox is None:
@@ -134,7 +136,13 @@ async def open_broker(
             },
         )
         services = await stack.enter_async_context(
-            open_services(chosen, port=socket_port(sock), open_database=open_database, extra_dialects=extra_dialects)
+            open_services(
+                chosen,
+                port=socket_port(sock),
+                open_database=open_database,
+                extra_dialects=extra_dialects,
+                isolates_images=isolates_images,
+            )
         )
         await stack.enter_async_context(running_server(services, sock, limits=limits))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=address, timeout=35, verify=False))
