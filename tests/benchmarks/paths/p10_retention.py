@@ -122,6 +122,8 @@ async def _clean(bench: Bench, count: int, start_seconds: float) -> Cleaning:
             await wait_until(clean, every_seconds=0.1, seconds=MAX_SECONDS)
             seconds = time.time() - due_at
             during = await stop()
+        if (expired := await to_thread.run_sync(_count_expired, broker.database)) < count - KEPT:
+            raise ValueError(f"{expired} tasks are expired, and {count - KEPT} were due")
     return Cleaning(seconds=seconds, before=before, during=during, wal=max(sizes, default=0.0))
 
 
@@ -164,12 +166,16 @@ def _size(file: Path) -> float:
 
 
 def _set_due(database: Path, kept: Sequence[str], due_at: float) -> None:
-    """Let the retention of all tasks end at that moment, but for those that are kept."""
+    """Let the retention of all tasks end at that moment, but for those that are kept.
+
+    They ended days ago: what is due earlier than the settings say is kept as long as they say.
+    """
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("BEGIN")
-        connection.execute("UPDATE tasks SET due_at = ? WHERE state = 'succeeded'", (due_at,))
+        aged = "UPDATE tasks SET due_at = ?, ended_at = ended_at - 172800 WHERE state = 'succeeded'"
+        connection.execute(aged, (due_at,))
         later = [(due_at + 86_400, name) for name in kept]
         connection.executemany("UPDATE tasks SET due_at = ? WHERE id = ?", later)
         connection.execute("COMMIT")
@@ -180,6 +186,12 @@ def _is_clean(database: Path) -> bool:
     sql = "SELECT 1 FROM tasks WHERE state = 'succeeded' AND due_at <= ? LIMIT 1"
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
         return connection.execute(sql, (time.time(),)).fetchone() is None
+
+
+def _count_expired(database: Path) -> int:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM tasks WHERE state = 'expired'").fetchone()
+    return int(count)
 
 
 async def _on_postgres() -> Row:
