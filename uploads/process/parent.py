@@ -92,10 +92,8 @@ class ImageProcess:
         return blob, Dimensions(done.width, done.height)
 
     async def validate_file(self, path: Path, media_type: MediaType) -> Dimensions:
-        task = ImageTask.VALIDATE_FILE
-        done = await self._request(
-            task, pack_task(task, media_type), os.fsencode(path)
-        )  # both have the same working folder
+        head = pack_task(ImageTask.VALIDATE_FILE, media_type)
+        done = await self._request(ImageTask.VALIDATE_FILE, head, os.fsencode(path))  # both have one working folder
         return Dimensions(done.width, done.height)
 
     async def _request(self, task: ImageTask, head: bytes, body: bytes) -> Validated:
